@@ -1,0 +1,1 @@
+"""What all three packages share; imports nothing of ours."""
