@@ -3,12 +3,12 @@
 ::
 
     VeilRayError
-    ├── ConfigError        the operator edits site.toml                       exit 78
-    ├── RejectedInstance   the peer sent what must not be kept                DIMSE 0x0117, 0x0122, 0xA900, 0xC000; HTTP 422
-    ├── Refused            policy says no: closed, never retried              DIMSE 0x0124; HTTP 403
-    ├── Unavailable        peer, party, dealer or disk is away: retried       DIMSE 0xA700; HTTP 503; exit 75
-    ├── ProtocolError      a peer broke the rules: aborted, keys dropped      HTTP 400; exit 76
-    └── IntegrityError     audit chain, signature or file hash: fail closed   DIMSE 0xA700; HTTP 500; exit 70
+    ├── ConfigError        the operator edits site.toml           exit 78
+    ├── RejectedInstance   the peer sent what must not be kept    DIMSE 0x0117, 0x0122, 0xA900, 0xC000; HTTP 422
+    ├── Refused            policy says no: closed, never retried  DIMSE 0x0124; HTTP 403
+    ├── Unavailable        peer, party, dealer or disk is away: retried  DIMSE 0xA700; HTTP 503; exit 75
+    ├── ProtocolError      a peer broke the rules: aborted, keys dropped  HTTP 400; exit 76
+    └── IntegrityError     audit chain, signature or file hash: fail closed  DIMSE 0xA700; HTTP 500; exit 70
 
 Exit statuses are those of BSD ``sysexits.h``. Messages hold no patient data: they may reach logs, pages and peers.
 """

@@ -1,0 +1,200 @@
+"""The site's records: one schema, SQLite (WAL, synchronous FULL) by default, PostgreSQL by URL.
+
+Reading order: the tables, then `Database`, whose `read` and `write` are the only ways to a connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.exc import OperationalError
+
+from .errors import Unavailable
+
+metadata = sa.MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_name)s",
+    }
+)
+Key = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite numbers rows by itself for INTEGER alone
+
+#: `revision` grows with every new content; the assembler raises `closed_revision` to it once the study is complete.
+study = sa.Table(
+    "study",
+    metadata,
+    sa.Column("id", Key, primary_key=True),
+    sa.Column("study_instance_uid", sa.String(64), nullable=False, unique=True),
+    sa.Column("revision", sa.Integer, nullable=False, default=0),
+    sa.Column("closed_revision", sa.Integer, nullable=False, default=0),
+    sa.Column("first_received_at", sa.Float, nullable=False),
+    sa.Column("last_received_at", sa.Float, nullable=False),
+)
+
+#: One row per content received. `current` is false once other bytes came under the same SOP Instance UID.
+instance = sa.Table(
+    "instance",
+    metadata,
+    sa.Column("id", Key, primary_key=True),
+    sa.Column("study_id", Key, sa.ForeignKey("study.id"), nullable=False, index=True),
+    sa.Column("series_instance_uid", sa.String(64), nullable=False),
+    sa.Column("sop_instance_uid", sa.String(64), nullable=False, index=True),
+    sa.Column("sop_class_uid", sa.String(64), nullable=False),
+    sa.Column("transfer_syntax_uid", sa.String(64), nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False, index=True),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("source", sa.String(80), nullable=False),
+    sa.Column("received_at", sa.Float, nullable=False),
+    sa.Column("current", sa.Boolean, nullable=False, default=True),
+    sa.Column("conflict", sa.Boolean, nullable=False, default=False),
+    sa.Column("refusal_code", sa.String(64)),
+    sa.Column("refusal", sa.String(400)),
+    sa.UniqueConstraint("sop_instance_uid", "sha256", name="uq_instance_content"),
+)
+
+#: What was never kept: the peer got the DIMSE status and an administrator gets the reason.
+rejection = sa.Table(
+    "rejection",
+    metadata,
+    sa.Column("id", Key, primary_key=True),
+    sa.Column("at", sa.Float, nullable=False, index=True),
+    sa.Column("source", sa.String(80), nullable=False),
+    sa.Column("sop_class_uid", sa.String(64), nullable=False),
+    sa.Column("status", sa.Integer, nullable=False),
+    sa.Column("code", sa.String(64), nullable=False),
+    sa.Column("message", sa.String(400), nullable=False),
+)
+
+#: Work, and with it the history a dashboard shows. `key` makes adding the same work twice harmless.
+job = sa.Table(
+    "job",
+    metadata,
+    sa.Column("id", Key, primary_key=True),
+    sa.Column("kind", sa.String(32), nullable=False),
+    sa.Column("key", sa.String(200), nullable=False, unique=True),
+    sa.Column("study_id", Key, sa.ForeignKey("study.id"), index=True),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("payload", sa.JSON, nullable=False),
+    sa.Column("result", sa.JSON),
+    sa.Column("attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("run_at", sa.Float, nullable=False),
+    sa.Column("finished_at", sa.Float),
+    sa.Column("lease_owner", sa.String(80)),
+    sa.Column("lease_expires_at", sa.Float),
+    sa.Column("code", sa.String(64)),
+    sa.Column("message", sa.String(400)),
+    sa.Index("ix_job_due", "state", "kind", "run_at"),
+)
+
+#: Small durable facts, such as the last change number read from an Orthanc.
+fact = sa.Table(
+    "fact",
+    metadata,
+    sa.Column("name", sa.String(120), primary_key=True),
+    sa.Column("value", sa.String(400), nullable=False),
+)
+
+#: Append-only (triggers refuse UPDATE and DELETE); each row's hash covers the row before it.
+audit_event = sa.Table(
+    "audit_event",
+    metadata,
+    sa.Column("seq", Key, primary_key=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("event_id", sa.String(16), nullable=False),
+    sa.Column("event_type", sa.String(64), nullable=False),
+    sa.Column("action", sa.String(1), nullable=False),
+    sa.Column("outcome", sa.Integer, nullable=False),
+    sa.Column("actor", sa.String(120), nullable=False),
+    sa.Column("study_id", Key),
+    sa.Column("detail", sa.JSON, nullable=False),
+    sa.Column("previous", sa.String(64), nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False),
+)
+
+
+class Database:
+    """A pool of connections to the site's records.
+
+    Parameters
+    ----------
+    url : str
+        SQLAlchemy URL.
+
+    Notes
+    -----
+    A write takes SQLite's lock when it begins (``BEGIN IMMEDIATE``): a transaction that starts by reading and then
+    writes would otherwise fail at once, without waiting, when another process wrote in between.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.is_sqlite = url.startswith("sqlite")
+        if self.is_sqlite:
+            self.engine = sa.create_engine(url, connect_args={"timeout": 30.0, "check_same_thread": False})
+            sa.event.listen(self.engine, "connect", _configure_sqlite)
+            sa.event.listen(self.engine, "begin", _begin_sqlite)
+        else:
+            self.engine = sa.create_engine(url, pool_pre_ping=True)
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """Open a transaction that only reads."""
+        with self._reachable(), self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[sa.Connection]:
+        """Open a transaction that writes: committed durably when the block ends, rolled back when it raises.
+
+        Raises
+        ------
+        Unavailable
+            The database is locked, away or its disk is full.
+        """
+        writing = self.engine.execution_options(veilray_write=True)
+        with self._reachable(), writing.connect() as connection, connection.begin():
+            yield connection
+
+    def migrate(self) -> None:
+        """Bring the schema to this version's; safe to call from several processes at once."""
+        if self.is_sqlite and self.engine.url.database:
+            Path(self.engine.url.database).parent.mkdir(parents=True, exist_ok=True)
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        with self.write() as connection:
+            if not self.is_sqlite:
+                connection.execute(sa.text("SELECT pg_advisory_xact_lock(722165)"))
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+    @contextmanager
+    def _reachable(self) -> Iterator[None]:
+        try:
+            yield
+        except OperationalError as error:
+            raise Unavailable(f"the site's database cannot be used: {type(error.orig).__name__}") from error
+
+
+def _configure_sqlite(connection: Any, _: object) -> None:
+    connection.isolation_level = None  # SQLAlchemy's begin event says BEGIN; the driver must not add its own
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    writes = connection.get_execution_options().get("veilray_write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
