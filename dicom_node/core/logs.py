@@ -19,12 +19,20 @@ from .errors import VeilRayError
 
 #: Every field that a log line may carry. None can hold a patient's value: identifiers are database numbers or hashes.
 FIELDS = (
-    frozenset({"event", "level", "timestamp", "logger", "service", "dropped", "version"})
+    frozenset({"event", "level", "timestamp", "logger", "module", "service", "dropped", "version"})
     | {"job_id", "kind", "attempts", "study_id", "instance_id", "revision", "run_at", "state", "duration_s"}
     | {"audit_seq", "audit_head", "code", "message", "error", "at", "signal"}
     | {"ae_title", "address", "host", "port", "url", "path", "peer", "fingerprint", "destination"}
     | {"presentation_context", "status", "bytes", "count", "engine", "model", "bundle_id", "quota"}
 )
+
+
+def _named(service: str) -> structlog.typing.Processor:
+    def add(_: Any, __: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        fields["service"] = service
+        return fields
+
+    return add
 
 
 def _only_allowed(_: Any, __: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -89,7 +97,7 @@ def configure(service: str, level: str = "info", stream: TextIO | None = None) -
     out = stream or sys.stderr
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
+            _named(service),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             _only_allowed,
@@ -99,12 +107,11 @@ def configure(service: str, level: str = "info", stream: TextIO | None = None) -
         logger_factory=structlog.PrintLoggerFactory(out),
         cache_logger_on_first_use=False,
     )
-    structlog.contextvars.bind_contextvars(service=service)
     logging.basicConfig(handlers=[_LibraryHandler(out)], level=logging.WARNING, force=True)
     logging.captureWarnings(True)
 
 
 def get(name: str) -> structlog.typing.FilteringBoundLogger:
     """Return the logger of one module."""
-    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(logger=name)
+    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(module=name)
     return logger
