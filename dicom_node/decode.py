@@ -21,6 +21,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import get_decoder
 
+from .codestream import CodeStream, code_stream
 from .core.errors import Refused
 
 Words = NDArray[np.uint8] | NDArray[np.uint16]
@@ -31,6 +32,14 @@ MAX_PIXELS = 50_000_000
 MIN_SIDE = 64
 DCMDJPEG_TIMEOUT_S = 60.0
 
+NATIVE = frozenset(
+    {
+        uid.ImplicitVRLittleEndian,
+        uid.ExplicitVRLittleEndian,
+        uid.DeflatedExplicitVRLittleEndian,
+        uid.ExplicitVRBigEndian,
+    }
+)
 JPEG_2000 = frozenset({*uid.JPEG2000TransferSyntaxes, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K})
 # pydicom's name of the one codec used for each syntax.
 PLUGIN = {
@@ -42,22 +51,16 @@ PLUGIN = {
     uid.JPEGLSNearLossless: "pyjpegls",
     uid.RLELossless: "pydicom",
 }
+# All that DCMTK is told of an image: the Image Pixel module, nothing of the patient.
+IMAGE_PIXEL_KEYWORDS = (
+    *("SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData"),
+)
 
 # GDCM prints what it meets in a broken stream; the refusal says it once, in our words.
 gdcm.Trace.WarningOff()
 gdcm.Trace.ErrorOff()
 gdcm.Trace.DebugOff()
-
-
-@dataclass(frozen=True)
-class CodeStream:
-    """What a JPEG, JPEG-LS or JPEG 2000 code stream says about itself."""
-
-    rows: int
-    columns: int
-    components: int
-    precision: int
-    signed: bool
 
 
 @dataclass(frozen=True)
@@ -160,50 +163,41 @@ def words(dataset: Dataset, pixel: ImagePixel) -> Words:
         No codec for the transfer syntax, or the stream is broken or contradicts the header.
     """
     syntax = _transfer_syntax(dataset)
-    if not syntax.is_encapsulated:
+    if syntax in NATIVE:
         return _native(dataset, syntax, pixel)
     if syntax not in JPEG_2000 and syntax not in PLUGIN:
-        raise Refused(f"no decoder for the transfer syntax {syntax.name}: send it uncompressed", code="no-codec")
-    frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
-    if syntax != uid.RLELossless:
-        _agree(code_stream(frame), pixel)
-    if syntax in JPEG_2000:
-        values = decode_jpeg_2000(frame)
-    elif syntax == uid.JPEGExtended12Bit and code_stream(frame).precision != 8:
-        values = _dcmdjpeg(frame, dataset, pixel)
-    else:
-        values, _ = get_decoder(syntax).as_array(dataset, raw=True, index=0, decoding_plugin=PLUGIN[syntax])
+        name = syntax.name if syntax in uid.AllTransferSyntaxes else "a private one"
+        raise Refused(f"no decoder for the image's transfer syntax ({name}): send it uncompressed", code="no-codec")
+    try:
+        values = _decompressed(dataset, syntax, pixel)
+    except (Refused, MemoryError):
+        raise
+    except Exception:
+        # The codecs share no base class, and what they say of a broken stream helps nobody who could repair it.
+        raise Refused(
+            f"the compressed image ({syntax.name}) is truncated or broken: the sender must send it again",
+            code="broken-pixel-data",
+        ) from None
     if values.shape != (pixel.rows, pixel.columns):
         raise Refused("the decoded image does not have the size that the header states", code="broken-pixel-data")
     # Widening a signed array extends its sign, and the cast back to unsigned keeps the low bits.
     return values.astype(np.uint8) if pixel.allocated == 8 else values.astype(np.uint16)
 
 
-def code_stream(frame: bytes) -> CodeStream:
-    """Read a code stream's header: SIZ (JPEG 2000, ISO 15444-1 A.5.1) or SOF (JPEG, JPEG-LS, ISO 10918-1 B.2.2).
-
-    Raises
-    ------
-    Refused
-        There is no such header.
-    """
-    start = frame.find(b"\xff\x4f\xff\x51", 0, 4096)  # further in than 0 where a JP2 box stands before the stream
-    if start >= 0 and len(frame) >= start + 43:
-        right, bottom, left, top = (int.from_bytes(frame[start + at : start + at + 4]) for at in (8, 12, 16, 20))
-        depth = frame[start + 42]
-        components = int.from_bytes(frame[start + 40 : start + 42])
-        return CodeStream(bottom - top, right - left, components, (depth & 0x7F) + 1, bool(depth & 0x80))
-    at = 2
-    while frame[:2] == b"\xff\xd8" and at + 10 <= len(frame) and frame[at] == 0xFF:
-        marker = frame[at + 1]
-        if marker == 0xFF:  # fill byte
-            at += 1
-        elif (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7:
-            rows, columns = int.from_bytes(frame[at + 5 : at + 7]), int.from_bytes(frame[at + 7 : at + 9])
-            return CodeStream(rows, columns, frame[at + 9], frame[at + 4], False)
-        else:
-            at += 2 + int.from_bytes(frame[at + 2 : at + 4])
-    raise Refused("the compressed image has no readable header: the stream is broken", code="broken-pixel-data")
+def _decompressed(dataset: Dataset, syntax: uid.UID, pixel: ImagePixel) -> NDArray[np.generic]:
+    frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    if syntax == uid.RLELossless:
+        precision = pixel.stored
+    else:
+        stream = code_stream(frame)
+        _agree(stream, pixel)
+        precision = stream.precision
+    if syntax in JPEG_2000:
+        return decode_jpeg_2000(frame)
+    if syntax == uid.JPEGExtended12Bit and precision != 8:
+        return _dcmdjpeg(dataset, pixel)
+    values, _ = get_decoder(syntax).as_array(dataset, raw=True, index=0, decoding_plugin=PLUGIN[syntax])
+    return values
 
 
 def _agree(stream: CodeStream, pixel: ImagePixel) -> None:
@@ -215,7 +209,7 @@ def _agree(stream: CodeStream, pixel: ImagePixel) -> None:
             "the compressed image has another size or depth than its header states: the sender must repair it",
             code="broken-pixel-data",
         )
-    if stream.signed != pixel.signed and stream.precision < pixel.allocated and (stream.signed or pixel.signed):
+    if stream.signed != pixel.signed and stream.precision < pixel.stored:
         raise Refused(
             "the compressed image and its header disagree on whether values are signed", code="broken-pixel-data"
         )
@@ -243,6 +237,7 @@ def _native(dataset: Dataset, syntax: uid.UID, pixel: ImagePixel) -> Words:
     if len(data) >= 2 * expected:
         raise Refused("Pixel Data holds more than one frame though the header says one", code="multi-frame")
     if syntax == uid.ExplicitVRBigEndian and pixel.allocated == 8 and dataset["PixelData"].VR == "OW":
+        # OW is swapped as 16-bit words, whatever lies in them (PS3.5 section 8.1.1).
         flat = np.frombuffer(data[: expected + expected % 2], np.uint16).byteswap().view(np.uint8)[:expected]
     else:
         flat = np.frombuffer(
@@ -251,7 +246,7 @@ def _native(dataset: Dataset, syntax: uid.UID, pixel: ImagePixel) -> Words:
     return flat.astype(dtype).reshape(pixel.rows, pixel.columns)
 
 
-def _dcmdjpeg(frame: bytes, dataset: Dataset, pixel: ImagePixel) -> Words:
+def _dcmdjpeg(dataset: Dataset, pixel: ImagePixel) -> Words:
     """Decode 12-bit JPEG Extended with DCMTK, which no Python codec we may ship does; no patient data is passed on."""
     program = shutil.which("dcmdjpeg")
     if program is None:
@@ -260,18 +255,8 @@ def _dcmdjpeg(frame: bytes, dataset: Dataset, pixel: ImagePixel) -> Words:
             code="no-codec",
         )
     bare = Dataset()
-    for keyword in (
-        "Rows",
-        "Columns",
-        "BitsAllocated",
-        "BitsStored",
-        "HighBit",
-        "PixelRepresentation",
-        "SamplesPerPixel",
-        "PhotometricInterpretation",
-    ):
+    for keyword in IMAGE_PIXEL_KEYWORDS:
         bare[keyword] = dataset[keyword]
-    bare["PixelData"] = dataset["PixelData"]
     bare.SOPClassUID, bare.SOPInstanceUID = uid.DigitalXRayImageStorageForPresentation, "2.25.1"
     bare.file_meta = FileMetaDataset()
     bare.file_meta.TransferSyntaxUID = uid.JPEGExtended12Bit

@@ -8,7 +8,6 @@ picture and its MONOCHROME1 negative give the same bits.
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +17,8 @@ from pydicom import Dataset
 from pydicom.multival import MultiValue
 from pydicom.uid import DigitalXRayImageStorageForPresentation, DigitalXRayImageStorageForProcessing
 
-from . import decode
-from .core.errors import Refused, Unavailable
+from . import decode, malformed
+from .core.errors import Refused
 
 INPUT_SIZE = 224
 
@@ -80,20 +79,8 @@ def from_dataset(dataset: Dataset) -> NetworkInput:
     Unavailable
         The node is short of memory.
     """
-    try:
-        # pydicom's warnings quote values of the Dataset. (The filter is process-wide: call from one thread at a time.)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _render(dataset)
-    except (Refused, Unavailable):
-        raise
-    except MemoryError:
-        raise Unavailable("not enough memory to decode an image", code="memory") from None
-    except Exception as error:
-        # Whatever a codec or pydicom makes of a malformed file ends here; the cause is dropped as it may quote values.
-        raise Refused(
-            f"the image is malformed and cannot be read ({type(error).__name__})", code="broken-pixel-data"
-        ) from None
+    with malformed.refused("the image"):
+        return _render(dataset)
 
 
 def _render(dataset: Dataset) -> NetworkInput:
