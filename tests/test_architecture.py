@@ -19,7 +19,7 @@ ALLOWED = {
     "fl_agent": {"secure_infer", "dicom_node", "dicom_node.core"},
 }
 #: Of `secure_infer`, training may know the network, the model store and the answer that a card defines.
-FOR_TRAINING = {"secure_infer", "secure_infer.network", "secure_infer.card", "secure_infer.models", "secure_infer.answer"}
+FOR_TRAINING = {"secure_infer", *(f"secure_infer.{name}" for name in ("network", "card", "models", "answer"))}
 DOORS = {
     "pynetdicom": ("dicom_node.scp", "dicom_node.scu"),
     "pyorthanc": ("dicom_node.orthanc",),
