@@ -133,6 +133,9 @@ class OrthancSettings(Section):
     username: str | None = Field(default=None, description="REST user")
     password_file: Path | None = Field(default=None, description="file that holds the REST user's password")
     change_feed: bool = Field(default=False, description="take new studies from /changes")
+    change_feed_from: Literal["now", "beginning"] = Field(
+        default="now", description="where the very first look starts; 'beginning' classifies the archive's past, too"
+    )
     poll_s: float = Field(default=1.0, gt=0, description="seconds between two looks at /changes")
 
 
