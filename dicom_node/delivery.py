@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 
-from .core import audit, jobs, logs
+from .core import audit, failpoint, jobs, logs
 from .core.audit import Event, Outcome, Record
 from .core.database import Database
 from .core.errors import Refused, Unavailable, VeilRayError
@@ -61,6 +61,7 @@ class Delivery:
         held = jobs.lease(self._database, (KIND,), self._owner, self.lease_s, now)
         if held is None:
             return False
+        failpoint.reach("delivery-leased")
         _, until, error = self._away.get(held.payload["destination"], (0, now, None))
         if until > now and error is not None:  # its reports wait together and do not hold up those of others
             self._stopped(held, error, now, run_at=until)
@@ -106,6 +107,7 @@ class Delivery:
             return orthanc.store(report)
 
     def _delivered(self, held: jobs.Job, receipt: Receipt, now: float, seconds: float) -> None:
+        failpoint.reach("delivery-sent")
         name = held.payload["destination"]
         self._away.pop(name, None)
         result = {
@@ -122,6 +124,7 @@ class Delivery:
                 Event.INSTANCES_TRANSFERRED, "report-delivered", "R", "delivery", Outcome.SUCCESS, held.study_id, detail
             )
             audit.append(connection, record, now + seconds)
+        failpoint.reach("delivery-finished")
         if receipt.warning:
             log.warning("delivered-with-warning", job_id=held.id, destination=name, status=result["status"])
         else:
