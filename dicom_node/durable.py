@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from .core.errors import Unavailable
+from .core.failpoint import reach
 
 _numbers = itertools.count()
 
@@ -82,8 +83,10 @@ class TemporaryFile:
             if found != size:
                 raise Unavailable(f"the disk kept {found} of {size} bytes", code="disk")
             os.fsync(self._descriptor)
+            reach("store-temporary-synced")
             os.rename(self._path, path)  # noqa: PTH104  (named as the call that the order of durability is about)
             self._path = None
+            reach("store-renamed")
             sync_folder(path.parent)
         except OSError as error:
             raise disk_error(error) from error

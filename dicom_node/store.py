@@ -32,6 +32,7 @@ from .core import audit, logs
 from .core.audit import Event, Outcome, Record
 from .core.database import Database, instance
 from .core.errors import ConfigError, IntegrityError, Refused, RejectedInstance, Unavailable
+from .core.failpoint import reach
 from .core.settings import Settings
 from .incoming import HEADER_BYTES, LONGEST_HEADER_BYTES, Incoming, content_hash
 from .records import Content, Received
@@ -172,7 +173,9 @@ class Store:
                 return earlier
             incoming.settle(path)
             content = Content(identity, incoming.transfer_syntax_uid, digest, incoming.size, source[:80])
-            return self._commits.run(lambda connection: records.add(connection, content, self._clock()))
+            received = self._commits.run(lambda connection: records.add(connection, content, self._clock()))
+            reach("store-committed")
+            return received
         finally:
             incoming.discard()
 
