@@ -264,6 +264,8 @@ class Store:
             content = self._report_path(sha256).read_bytes()
         except FileNotFoundError as error:
             raise IntegrityError("a report is missing on disk: restore it from a backup") from error
+        except OSError as error:
+            raise durable.disk_error(error) from error
         if hashlib.sha256(content).hexdigest() != sha256:
             raise IntegrityError("a report was altered on disk: restore it from a backup")
         return content
@@ -309,6 +311,8 @@ class Store:
             content = self.path(sha256).read_bytes()
         except FileNotFoundError as error:
             raise IntegrityError("a received instance is missing on disk: restore it from a backup") from error
+        except OSError as error:
+            raise durable.disk_error(error) from error
         try:
             syntax, offset = part10.data_set(content)
         except RejectedInstance:
