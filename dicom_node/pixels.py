@@ -17,8 +17,9 @@ from pydicom import Dataset
 from pydicom.multival import MultiValue
 from pydicom.uid import DigitalXRayImageStorageForPresentation, DigitalXRayImageStorageForProcessing
 
-from . import decode, malformed
+from . import decode, image_pixel, malformed
 from .core.errors import Refused
+from .image_pixel import ImagePixel
 
 INPUT_SIZE = 224
 
@@ -85,7 +86,7 @@ def from_dataset(dataset: Dataset) -> NetworkInput:
 
 def _render(dataset: Dataset) -> NetworkInput:
     _refuse_unprocessed(dataset)
-    pixel = decode.image_pixel(dataset)
+    pixel = image_pixel.read(dataset)
     inverted = _inverted(dataset, pixel)
     words = decode.words(dataset, pixel)
 
@@ -125,7 +126,7 @@ def _refuse_unprocessed(dataset: Dataset) -> None:
         )
 
 
-def _inverted(dataset: Dataset, pixel: decode.ImagePixel) -> bool:
+def _inverted(dataset: Dataset, pixel: ImagePixel) -> bool:
     """Say whether low values are bright (PS3.3 C.7.6.3.1.2, C.8.11.3.1.2).
 
     Presentation LUT Shape repeats what Photometric Interpretation says and never inverts a second time. Where the
@@ -143,7 +144,7 @@ def _inverted(dataset: Dataset, pixel: decode.ImagePixel) -> bool:
     return mono1
 
 
-def _stored(every: NDArray[np.int64], pixel: decode.ImagePixel) -> Table:
+def _stored(every: NDArray[np.int64], pixel: ImagePixel) -> Table:
     """Value of each word: bits above Bits Stored are masked (they held overlays), two's complement where signed."""
     values = every & ((1 << pixel.stored) - 1)
     if pixel.signed:
@@ -151,7 +152,7 @@ def _stored(every: NDArray[np.int64], pixel: decode.ImagePixel) -> Table:
     return values.astype(np.float64)
 
 
-def _padding(every: NDArray[np.int64], dataset: Dataset, pixel: decode.ImagePixel) -> NDArray[np.bool_]:
+def _padding(every: NDArray[np.int64], dataset: Dataset, pixel: ImagePixel) -> NDArray[np.bool_]:
     """Which words are padding: Pixel Padding Value, up to Pixel Padding Range Limit (PS3.3 C.7.5.1.1.2)."""
     value = dataset.get("PixelPaddingValue")
     if value is None or value == "":
@@ -160,13 +161,13 @@ def _padding(every: NDArray[np.int64], dataset: Dataset, pixel: decode.ImagePixe
     # US or SS in the file, whatever Pixel Representation says: compare as the same words.
     first, last = sorted(
         (int(bound) + half) % every.size - half
-        for bound in (value, decode.integer(dataset, "PixelPaddingRangeLimit", int(value)))
+        for bound in (value, image_pixel.integer(dataset, "PixelPaddingRangeLimit", int(value)))
     )
     as_signed = np.where(every >= half, every - every.size, every) if pixel.signed else every
     return (as_signed >= first) & (as_signed <= last)
 
 
-def _modality(stored: Table, dataset: Dataset, pixel: decode.ImagePixel) -> tuple[Table, float, float, str]:
+def _modality(stored: Table, dataset: Dataset, pixel: ImagePixel) -> tuple[Table, float, float, str]:
     """Apply the Modality LUT (PS3.3 C.11.1); return values, the least and greatest possible one, and its name."""
     if "ModalityLUTSequence" in dataset:
         table, top = _lookup(stored, dataset.ModalityLUTSequence, "ModalityLUTSequence")

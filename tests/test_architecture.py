@@ -30,7 +30,7 @@ DOORS = {
     "torchvision": ("secure_infer", "fl_agent"),
     "fastapi": ("dicom_node.web",),
     "alembic": ("dicom_node.core",),
-    "gdcm": ("dicom_node.pixels", "dicom_node.decode"),
+    "gdcm": ("dicom_node.decompress",),
 }
 FORBIDDEN = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
