@@ -28,6 +28,8 @@ DIAGNOSTIC_IMAGING_REPORT = codes.LN.DiagnosticImagingReport
 PROCEDURE_REPORTED = codes.DCM.ProcedureReported
 FINDINGS = codes.DCM.Findings
 FINDING = codes.DCM.Finding
+DESCRIPTIONS = codes.DCM.CurrentProcedureDescriptions
+DESCRIPTION = codes.DCM.ProcedureDescription
 CONCLUSIONS = codes.DCM.Conclusions
 CONCLUSION = codes.DCM.Conclusion
 

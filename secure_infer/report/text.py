@@ -38,7 +38,6 @@ def text_report(
         Enhanced SR (1.2.840.10008.5.1.4.1.1.88.22), complete, unverified, preliminary.
     """
     answer = wording.overall(images)
-    findings = [wording.finding(image, number, len(images)) for number, image in enumerate(images, start=1)]
     method = (
         f"Algorithm {algorithm.name} {algorithm.version} of {algorithm.manufacturer}; "
         f"{'; '.join(wording.parameters(algorithm))}."
@@ -52,12 +51,13 @@ def text_report(
                 sr.CodeContentItem(codes.PROCEDURE_REPORTED, procedure, relationship_type=_MODIFIER)
                 for procedure in procedures(images[0].dataset)
             ),
-            _section(codes.FINDINGS, codes.FINDING, findings),
+            _section(codes.FINDINGS, codes.FINDING, wording.findings(images)),
             _section(
                 codes.CONCLUSIONS,
                 codes.CONCLUSION,
-                [wording.conclusion(answer), wording.UNVERIFIED, algorithm.intended_use, method],
+                [wording.conclusion(answer), wording.UNVERIFIED, algorithm.intended_use],
             ),
+            _section(codes.DESCRIPTIONS, codes.DESCRIPTION, [method]),
         ]
     )
     return document(

@@ -40,22 +40,29 @@ def comment(answer: Answer) -> str:
     )
 
 
-def finding(image: AnalysedImage, number: int, count: int) -> str:
-    """Say what was found in image `number` of `count`."""
+def findings(images: Sequence[AnalysedImage]) -> list[str]:
+    """Say what was found in each image, in short sentences: OHIF writes a Finding on one line and cuts longer ones."""
+    sentences = []
+    for number, image in enumerate(images, start=1):
+        where = "" if len(images) == 1 else f"Image {number} of {len(images)}: "
+        sentences += [f"{where}{sentence}" for sentence in _finding(image)]
+    return sentences
+
+
+def _finding(image: AnalysedImage) -> list[str]:
     answer = image.answer
     statement = {
-        "present": "the algorithm finds signs of pneumonia",
-        "absent": "the algorithm finds no signs of pneumonia",
-        "undetermined": "the algorithm cannot tell whether pneumonia is present or absent",
+        "present": "The algorithm finds signs of pneumonia",
+        "absent": "The algorithm finds no signs of pneumonia",
+        "undetermined": "The algorithm cannot tell whether there is pneumonia",
     }[answer.answer]
-    where = "In the analysed image" if count == 1 else f"In image {number} of {count}"
-    sentences = [f"{where} {statement}; the estimated probability of pneumonia is {_exact(answer.pneumonia)}."]
-    kinds = [f"{kind} pneumonia {_exact(probability)}" for kind, probability in kinds_of(answer)]
+    sentences = [f"{statement}; its estimated probability is {_exact(answer.pneumonia)}."]
+    kinds = [f"of {kind} pneumonia {_exact(probability)}" for kind, probability in kinds_of(answer)]
     if kinds:
-        sentences.append(f"Estimated probability of {' and of '.join(kinds)}.")
+        sentences.append(f"Estimated probability {' and '.join(kinds)}.")
     if image.region.kind == "evidence":
-        sentences.append("The area that speaks for it is outlined in the measurement report of the same study.")
-    return " ".join(sentences)
+        sentences.append("The area that speaks for pneumonia is outlined in the measurement report.")
+    return sentences
 
 
 def conclusion(answer: Answer) -> str:
