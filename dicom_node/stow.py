@@ -76,6 +76,27 @@ class StowClient:
             ) from error
         return self._receipt(report, answer)
 
+    def reach(self) -> None:
+        """Ask whether the service is there and lets us in (QIDO-RS, PS3.18 Section 10.6); the answer is not read.
+
+        Raises
+        ------
+        Unavailable
+            It is away, fails, or does not know us.
+        """
+        where = f"destination {self._destination.name}"
+        url = f"{str(self._destination.url).rstrip('/')}/studies"
+        headers = {"Accept": "application/dicom+json", **self._authorization()}
+        try:
+            with self._http.stream("GET", url, params={"limit": 1}, headers=headers) as answer:
+                status = answer.status_code
+        except httpx.HTTPError as error:
+            raise Unavailable(f"{where} cannot be reached: {type(error).__name__}", code="unreachable") from error
+        if status in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
+            raise Unavailable(f"{where} does not let us in: check its token_file and tls", code="access-denied")
+        if status == httpx.codes.NOT_FOUND or httpx.codes.is_server_error(status):
+            raise Unavailable(f"{where} answers HTTP {status}: check its url", code="destination-failed")
+
     def _authorization(self) -> dict[str, str]:
         if self._destination.token_file is None:
             return {}

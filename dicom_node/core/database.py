@@ -13,6 +13,8 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy.exc import OperationalError
 
 from .errors import Unavailable
@@ -167,13 +169,18 @@ class Database:
         """Bring the schema to this version's; safe to call from several processes at once."""
         if self.is_sqlite and self.engine.url.database:
             Path(self.engine.url.database).parent.mkdir(parents=True, exist_ok=True)
-        config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        config = _migrations()
         with self.write() as connection:
             if not self.is_sqlite:
                 connection.execute(sa.text("SELECT pg_advisory_xact_lock(722165)"))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+
+    def is_current(self) -> bool:
+        """Tell whether the schema is this version's, without changing it."""
+        with self.read() as connection:
+            found = MigrationContext.configure(connection).get_current_heads()
+        return set(found) == set(ScriptDirectory.from_config(_migrations()).get_heads())
 
     def close(self) -> None:
         """Close all connections."""
@@ -185,6 +192,12 @@ class Database:
             yield
         except OperationalError as error:
             raise Unavailable(f"the site's database cannot be used: {type(error.orig).__name__}") from error
+
+
+def _migrations() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config
 
 
 def _configure_sqlite(connection: Any, _: object) -> None:
