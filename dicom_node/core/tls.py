@@ -12,10 +12,15 @@ import re
 import socket
 import ssl
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from .errors import ConfigError, ProtocolError, Unavailable, VeilRayError
 from .settings import TlsSettings
 
+#: A certificate's fingerprint in settings: SHA-256 of its DER form, hexadecimal.
+Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 #: X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED (OpenSSL x509_vfy.h).
 OUT_OF_DATE = (9, 10)
 

@@ -1,0 +1,138 @@
+"""The service of the dealer: hands out correlated randomness, sees neither image nor weights.
+
+Its one lasting secret is the master key file. Bundles live in memory until party 1 takes its half, or for a minute.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from dicom_node.core import failpoint, logs, loops, tls
+from dicom_node.core.errors import ConfigError, VeilRayError
+from dicom_node.core.settings import Port, Section, TlsSettings
+from dicom_node.core.tls import Fingerprint
+
+from .protocol.channel import Channel
+from .protocol.dealer import Deck
+from .protocol.messages import Bundle, Fetch, Message
+from .protocol.plan import LARGEST_DEAL
+from .protocol.server import Limits, Server, until_stopped
+
+log = logs.get(__name__)
+MASTER_KEY_BYTES = 32
+
+
+class DealerSettings(Section):
+    """The dealer, a third organisation's service."""
+
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: Port = Field(default=7402, description="port to listen on; 0 takes a free one")
+    tls: TlsSettings = Field(description="the dealer's certificate, and the authorities of hospitals and parties")
+    hospitals: tuple[Fingerprint, ...] = Field(min_length=1, description="SHA-256 of the hospitals' certificates")
+    parties: tuple[Fingerprint, ...] = Field(min_length=1, description="SHA-256 of the model owners' certificates")
+    master_key: Path = Field(description="file of the master secret, made at the first start; losing it costs nothing")
+    timeout_s: float = Field(default=20.0, gt=0, description="longest wait for any one message, seconds")
+    handshake_timeout_s: float = Field(default=10.0, gt=0, description="time to finish the TLS handshake, seconds")
+    bundle_lifetime_s: float = Field(default=60.0, gt=0, description="time for party 1 to take its half, seconds")
+    maximum_bundles_per_hospital: int = Field(default=64, ge=1, description="bundles that may wait for party 1")
+    maximum_connections: int = Field(default=256, ge=1, le=4096, description="connections at once")
+    maximum_connections_per_peer: int = Field(default=64, ge=1, le=4096, description="per certificate, at once")
+
+    @model_validator(mode="after")
+    def _apart(self) -> DealerSettings:
+        if set(self.hospitals) & set(self.parties):
+            raise ValueError("one certificate must not be both hospital and party: it would get both halves")
+        return self
+
+
+def master_key(path: Path) -> bytes:
+    """Read the dealer's master secret, or make one where the file does not exist.
+
+    Raises
+    ------
+    ConfigError
+        The file is not 32 bytes, or its group or others may read it (``master-key``).
+    """
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(os.urandom(MASTER_KEY_BYTES))
+                stream.flush()
+                os.fsync(stream.fileno())
+        if path.stat().st_mode & 0o077:
+            raise ConfigError(f"the master key {path} can be read by others: chmod 600 it", code="master-key")
+        secret = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot use the master key {path}: {error.strerror}", code="master-key") from error
+    if len(secret) != MASTER_KEY_BYTES:
+        raise ConfigError(f"the master key {path} is not {MASTER_KEY_BYTES} bytes: remove it", code="master-key")
+    return secret
+
+
+class Dealer:
+    """The dealer as a running service.
+
+    Parameters
+    ----------
+    settings : DealerSettings
+    clock : callable
+        Seconds, monotonic.
+    """
+
+    def __init__(self, settings: DealerSettings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._deck = Deck(
+            master_key(settings.master_key),
+            frozenset(map(bytes.fromhex, settings.hospitals)),
+            frozenset(map(bytes.fromhex, settings.parties)),
+            lifetime_s=settings.bundle_lifetime_s,
+            largest=settings.maximum_bundles_per_hospital,
+            random=os.urandom,
+        )
+        limits = Limits(
+            settings.maximum_connections,
+            settings.maximum_connections_per_peer,
+            settings.handshake_timeout_s,
+            settings.timeout_s,
+        )
+        peers = frozenset({*settings.hospitals, *settings.parties})
+        self.server = Server(settings.host, settings.port, settings.tls, peers, limits, self._converse)
+
+    def close(self) -> None:
+        """End all connections; bundles that wait are burned."""
+        self.server.stop()
+
+    def _converse(self, channel: Channel) -> None:
+        asked: Message | None = None
+        try:
+            asked = channel.receive(LARGEST_DEAL)
+            answer = self._deck.handle(bytes.fromhex(channel.peer), asked, self._clock())
+            if isinstance(answer, Bundle):
+                failpoint.reach("dealer-dealt")
+            channel.send(answer)
+        except VeilRayError as error:
+            named = asked.bundle.hex() if isinstance(asked, Fetch) else ""
+            log.warning("request-refused", fingerprint=channel.peer, bundle_id=named, **logs.describe(error))
+            channel.fail(error)
+            return
+        event = "bundle-dealt" if isinstance(answer, Bundle) else "bundle-handed-over"
+        bundle = getattr(answer, "bundle", b"").hex()
+        log.info(event, fingerprint=channel.peer, bundle_id=bundle, bytes=channel.sent)
+
+
+def serve(settings: DealerSettings) -> int:
+    """Run the dealer until SIGTERM; announce ``ready`` with its port in the log; return the exit status."""
+    stop = loops.stop_on_signals()
+    dealer = Dealer(settings)
+    dealer.server.start()
+    fingerprint = tls.fingerprint(settings.tls.certificate)
+    log.info("ready", host=settings.host, port=dealer.server.port, fingerprint=fingerprint)
+    return until_stopped(dealer.server, stop, dealer.close)

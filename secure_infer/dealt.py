@@ -1,0 +1,221 @@
+"""The encrypted engine: party 0, the hospital, of dealt two-party computation; it dials out only.
+
+Bundles are fetched ahead by a thread and kept in memory, each with its open connection to party 1. A bundle is marked
+as spent when it arrives, before party 1 hears of it: one that is lost with the process is burned, never used again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dicom_node.core import failpoint, logs, tls
+from dicom_node.core.errors import ConfigError, Unavailable, VeilRayError
+from dicom_node.core.settings import InferenceSettings
+
+from .card import ModelCard
+from .engine import Inference, columns_of, inference_of
+from .protocol.channel import Channel
+from .protocol.ledger import SpentLedger
+from .protocol.messages import Bundle, overhead
+from .protocol.party0 import HospitalSession, Terms
+from .protocol.plan import LARGEST_FAILURE, Plan
+from .protocol.ring import Words
+
+log = logs.get(__name__)
+#: A bundle is dropped when this share of party 1's patience is over, so that none is used at the last moment.
+FRESH_SHARE = 0.8
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A bundle that is ready on both sides."""
+
+    session: HospitalSession
+    channel: Channel
+    stale_at: float
+
+    def drop(self) -> None:
+        """Burn it unused."""
+        self.session.abort()
+        self.channel.close()
+
+
+class DealtEngine:
+    """Evaluates the private part with party 1 and the dealer; see `secure_infer.engine.Engine`.
+
+    Parameters
+    ----------
+    card : ModelCard
+        Of the active model, verified.
+    settings : InferenceSettings
+        Where party 1 and dealer are, this site's certificate, time-outs, and how many bundles to fetch ahead.
+    state_dir : Path
+        Takes the ledger ``spent.sqlite3``.
+    clock, monotonic : callable
+        Seconds since the epoch, and seconds of a clock that is never set back.
+
+    Raises
+    ------
+    ConfigError
+        A setting or file is missing, or the card's program does not fit.
+    """
+
+    name = "dealt-2pc"
+
+    def __init__(
+        self,
+        card: ModelCard,
+        settings: InferenceSettings,
+        state_dir: Path,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if settings.party is None or settings.dealer is None or settings.tls is None:
+            raise ConfigError("the encrypted engine needs inference.party, inference.dealer and inference.tls")
+        self._party, self._dealer = settings.party, settings.dealer
+        self._context = tls.client_context(settings.tls)
+        self._timeout_s = settings.timeout_s
+        self._prefetch = settings.prefetch
+        self._clock, self._monotonic = clock, monotonic
+        self._hospital = bytes.fromhex(tls.fingerprint(settings.tls.certificate))
+        self._plan = Plan(card.suffix)
+        self._ledger = SpentLedger(state_dir / "spent.sqlite3")
+        self._terms = Terms(
+            self._plan,
+            hashlib.sha256(card.canonical()).digest(),
+            self._hospital,
+            bytes.fromhex(settings.party.fingerprint),
+            self._spend,
+            dict[bytes, list[Words]](),
+        )
+        self._ready: deque[_Prepared] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._filler = threading.Thread(target=self._fill, name="bundles", daemon=True)
+        if self._prefetch:
+            self._filler.start()
+
+    def infer(self, features: NDArray[np.float64]) -> Inference:
+        """Evaluate the features of one image; see `Engine.infer` for shapes and errors.
+
+        Raises
+        ------
+        IntegrityError
+            The opened output cannot be the model's (``output-out-of-range``): party 1 or the dealer cheats.
+        """
+        columns = columns_of(self._plan.program, features)
+        prepared = self._take()
+        if prepared is not None:
+            try:
+                return self._query(prepared, columns)
+            except Unavailable as error:
+                if error.code != "connection-closed":
+                    raise
+                # Party 1 was restarted since: what was fetched ahead is burned on its side, a fresh bundle is not.
+                log.warning("prefetched-bundle-lost", bundle_id=prepared.session.bundle.hex(), **logs.describe(error))
+                self._drop_all()
+        return self._query(self._prepare(), columns)
+
+    def _query(self, prepared: _Prepared, columns: NDArray[np.float64]) -> Inference:
+        session, channel = prepared.session, prepared.channel
+        started = time.perf_counter()
+        try:
+            for masked in session.query(columns):
+                channel.send(masked)
+            session.handle(channel.receive(max(self._plan.largest_output, LARGEST_FAILURE)))
+        finally:
+            prepared.drop()
+        assert session.outputs is not None
+        seconds = round(time.perf_counter() - started, 5)
+        log.info(
+            "query-answered", bundle_id=session.bundle.hex(), duration_s=seconds, bytes=channel.sent + channel.received
+        )
+        return inference_of(self._plan.program, session.outputs)
+
+    def _prepare(self) -> _Prepared:
+        """Do the offline phase of one bundle."""
+        session = HospitalSession(self._terms, os.urandom)
+        channel: Channel | None = None
+        try:
+            with Channel.dial(self._dealer, self._context, "the dealer", self._timeout_s) as dealer:
+                dealer.send(session.begin())
+                opening = session.handle(dealer.receive(max(overhead(Bundle), LARGEST_FAILURE)))
+            assert opening is not None
+            channel = Channel.dial(self._party, self._context, "party 1", self._timeout_s)
+            channel.send(opening)
+            session.handle(channel.receive(self._plan.largest_ready + LARGEST_FAILURE))
+        except BaseException:
+            session.abort()
+            if channel is not None:
+                channel.close()
+            raise
+        return _Prepared(session, channel, self._monotonic() + FRESH_SHARE * session.lifetime_s)
+
+    def _spend(self, bundle: bytes) -> None:
+        self._ledger.spend(bundle, self._terms.party, self._clock())
+        failpoint.reach("party0-spent")
+
+    def _take(self) -> _Prepared | None:
+        """Take the oldest bundle that is still fresh."""
+        with self._changed:
+            self._drop_stale()
+            found = self._ready.popleft() if self._ready else None
+            self._changed.notify_all()
+        return found
+
+    def _drop_stale(self) -> None:
+        while self._ready and self._ready[0].stale_at <= self._monotonic():
+            self._ready.popleft().drop()
+
+    def _drop_all(self) -> None:
+        with self._changed:
+            while self._ready:
+                self._ready.popleft().drop()
+            self._changed.notify_all()
+
+    def _fill(self) -> None:
+        """Keep the wanted number of bundles ready; a failure pauses, since `infer` tells it to the caller anyway."""
+        pause_s = FIRST_PAUSE_S
+        while True:
+            with self._changed:
+                while not self._closed and len(self._ready) >= self._prefetch:
+                    self._changed.wait(timeout=FIRST_PAUSE_S)
+                    self._drop_stale()
+                if self._closed:
+                    return
+            try:
+                prepared = self._prepare()
+            except VeilRayError as error:
+                log.warning("prefetch-paused", duration_s=pause_s, **logs.describe(error))
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closed, timeout=pause_s)
+                pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
+                continue
+            pause_s = FIRST_PAUSE_S
+            with self._changed:
+                if self._closed:
+                    prepared.drop()
+                    return
+                self._ready.append(prepared)
+
+    def close(self) -> None:
+        """Burn what was fetched ahead and end the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._filler.is_alive():
+            self._filler.join(timeout=5.0)
+        self._drop_all()
+        self._ledger.close()

@@ -1,0 +1,154 @@
+"""Messages over one TLS connection: length-prefixed frames, each with a cap and a time-out."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import struct
+import time
+from types import TracebackType
+from typing import Self
+
+from dicom_node.core import tls
+from dicom_node.core.errors import ProtocolError, Unavailable, VeilRayError
+from dicom_node.core.settings import EndpointSettings
+
+from .messages import Failure, Message, decode
+
+LENGTH = struct.Struct(">I")
+#: After a failure we wait this long for the peer to read it: closing at once could discard it (TCP reset).
+LINGER_S = 1.0
+
+
+class Channel:
+    """One open connection; used by one thread at a time.
+
+    Parameters
+    ----------
+    connection : ssl.SSLSocket
+        After its handshake; the channel owns it.
+    name : str
+        What the peer is called in errors.
+    timeout_s : float
+        For sending a message, for receiving one once it has begun, and by default for waiting until it begins.
+
+    Attributes
+    ----------
+    peer : str
+        Fingerprint of the peer's certificate.
+    sent, received : int
+        Bytes of frames so far, without the overhead of TLS and TCP.
+    """
+
+    def __init__(self, connection: ssl.SSLSocket, name: str, timeout_s: float) -> None:
+        self.peer = tls.peer_fingerprint(connection)
+        self.name = name
+        self.sent = 0
+        self.received = 0
+        self._connection = connection
+        self._timeout_s = timeout_s
+
+    @classmethod
+    def dial(cls, endpoint: EndpointSettings, context: ssl.SSLContext, name: str, timeout_s: float) -> Channel:
+        """Connect to a service whose certificate is the agreed one; errors as `tls.connect`."""
+        connection = tls.connect(endpoint.host, endpoint.port, context, endpoint.fingerprint, timeout_s)
+        return cls(connection, name, timeout_s)
+
+    def send(self, message: Message) -> None:
+        """Send one message.
+
+        Raises
+        ------
+        Unavailable, ProtocolError
+            The connection is gone, or the peer does not read.
+        """
+        frame = message.encode()
+        try:
+            self._connection.settimeout(self._timeout_s)
+            self._connection.sendall(LENGTH.pack(len(frame)) + frame)
+        except OSError as error:
+            raise self._failed(error) from error
+        self.sent += LENGTH.size + len(frame)
+
+    def receive(self, limit: int, wait_s: float | None = None) -> Message:
+        """Wait for one message.
+
+        Parameters
+        ----------
+        limit : int
+            Longest frame that can be legal now, bytes; a longer one is refused before it is read.
+        wait_s : float, optional
+            Longest wait for the message to begin, seconds.
+
+        Raises
+        ------
+        Unavailable
+            Nothing came in time (``peer-timeout``), or the connection is gone (``connection-closed``).
+        ProtocolError
+            The frame is too long or malformed.
+        VeilRayError
+            What the peer reported as its failure.
+        """
+        first = self._read(1, self._timeout_s if wait_s is None else wait_s)
+        deadline = time.monotonic() + self._timeout_s
+        (size,) = LENGTH.unpack(first + self._read(LENGTH.size - 1, deadline - time.monotonic()))
+        if not 0 < size <= limit:
+            raise ProtocolError(f"{self.name} sent a frame of {size} bytes, {limit} may come", code="frame-too-long")
+        message = decode(self._read(size, deadline - time.monotonic()))
+        self.received += LENGTH.size + size
+        if isinstance(message, Failure):
+            raise message.error(self.name)
+        return message
+
+    def _read(self, size: int, timeout_s: float) -> bytes:
+        """Read exactly `size` bytes before the time is over, however slowly they drip."""
+        data = bytearray(size)
+        view, deadline = memoryview(data), time.monotonic() + timeout_s
+        try:
+            while view:
+                self._connection.settimeout(max(deadline - time.monotonic(), 1e-3))
+                count = self._connection.recv_into(view)
+                if count == 0:
+                    raise Unavailable(f"{self.name} closed the connection", code="connection-closed")
+                view = view[count:]
+        except OSError as error:
+            raise self._failed(error) from error
+        return bytes(data)
+
+    def _failed(self, error: OSError) -> VeilRayError:
+        found = tls.explain(error)
+        return type(found)(f"{self.name}: {found}", code=found.code)
+
+    def fail(self, error: VeilRayError) -> None:
+        """Tell the peer why the exchange ends, and close; the peer may be gone already."""
+        with contextlib.suppress(VeilRayError, OSError):
+            self.send(Failure.of(error))
+            self._connection.settimeout(LINGER_S)
+            socket.socket.shutdown(self._connection, socket.SHUT_WR)
+            deadline = time.monotonic() + LINGER_S
+            while time.monotonic() < deadline and self._connection.recv(1 << 16):
+                pass
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; from another thread, it ends a wait in `receive`."""
+        end_both_ways(self._connection)
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def end_both_ways(connection: socket.socket) -> None:
+    """Wake whoever waits in accept or recv on a socket, which closing alone would not.
+
+    `SSLSocket.shutdown` would drop the TLS object first, and that other thread could then read or write in the clear.
+    """
+    with contextlib.suppress(OSError):  # never connected, or ended by the peer
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)

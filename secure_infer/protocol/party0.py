@@ -1,0 +1,153 @@
+"""Party 0, the hospital: masks the features, opens the output (state machine without I/O; `README.md`, "Course")."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dicom_node.core.errors import IntegrityError, ProtocolError
+
+from . import linear
+from .messages import Bundle, Deal, Masked, Message, Open, Output, Ready
+from .plan import Plan
+from .prg import Context, bundle_masks
+from .ring import Words
+from .session import Session, State
+
+#: Outputs beyond the card's bound by more than rounding explains are not the model's.
+TOLERANCE = 1.25
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What all of a hospital's sessions with one model share.
+
+    Attributes
+    ----------
+    plan : Plan
+    model : bytes
+        SHA-256 of the model card.
+    hospital, party : bytes
+        Fingerprints of the two certificates.
+    spend : callable
+        Marks a bundle as used, durably; raises ProtocolError if it was before.
+    deltas : mutable mapping
+        Blinded weights by the identifier of their mask; filled by the first session.
+    """
+
+    plan: Plan
+    model: bytes
+    hospital: bytes
+    party: bytes
+    spend: Callable[[bytes], None]
+    deltas: MutableMapping[bytes, list[Words]]
+
+
+class HospitalSession(Session):
+    """One query from the dealer's half to the opened output.
+
+    Parameters
+    ----------
+    terms : Terms
+    random : callable
+        Returns as many unpredictable bytes as asked for, e.g. `os.urandom`.
+    """
+
+    LEGAL: ClassVar = {
+        (State.DEALING, Bundle): "_on_bundle",
+        (State.OPENING, Ready): "_on_ready",
+        (State.QUERYING, Output): "_on_output",
+    }
+
+    def __init__(self, terms: Terms, random: Callable[[int], bytes]) -> None:
+        super().__init__()
+        self._terms = terms
+        self._session = random(16)
+        self._half: Bundle | None = None
+        self._layers: list[linear.Prepared] = []
+        self.lifetime_s = 0
+        self.outputs: NDArray[np.float64] | None = None
+
+    @property
+    def bundle(self) -> bytes:
+        """Identifier of the bundle; empty before the dealer gave one."""
+        return self._half.bundle if self._half else b""
+
+    def begin(self) -> Deal:
+        """Ask the dealer for a bundle."""
+        self._require(State.NEW)
+        self.state = State.DEALING
+        return Deal(self._session, self._terms.model, self._terms.party, self._terms.plan.encoded)
+
+    def _on_bundle(self, message: Bundle) -> Message:
+        self._terms.spend(message.bundle)
+        self._half = message
+        self.state = State.OPENING
+        known = message.weight_mask_id in self._terms.deltas
+        return Open(message.bundle, self._terms.model, 0 if known else 1)
+
+    def _on_ready(self, message: Ready) -> None:
+        assert self._half is not None
+        self._same(message.bundle, self._half.bundle)
+        terms, plan, half = self._terms, self._terms.plan, self._half
+        deltas = terms.deltas.get(half.weight_mask_id)
+        if deltas is None:
+            deltas = plan.ring.split(message.deltas, [one.weight for one in plan.shapes])
+            terms.deltas[half.weight_mask_id] = deltas
+        elif message.deltas:
+            raise ProtocolError("party 1 sent blinded weights that nobody asked for", code="wrong-size")
+        masks = bundle_masks(half.seed, Context(self._session, half.bundle, terms.model, terms.hospital, terms.party))
+        self._layers = [
+            linear.offline(number, shapes, plan.ring, masks, delta)
+            for number, (shapes, delta) in enumerate(zip(plan.shapes, deltas, strict=True))
+        ]
+        self._half = Bundle(half.bundle, bytes(32), half.weight_mask_id)  # the seed has done its work
+        self.lifetime_s = message.lifetime_s
+        self.state = State.READY
+
+    def query(self, columns: NDArray[np.float64]) -> list[Masked]:
+        """Mask the features; afterwards the session waits for the output.
+
+        Parameters
+        ----------
+        columns : ndarray of float64, shape (in_features, columns)
+            Checked against the program by the engine.
+        """
+        self._require(State.READY)
+        masked: list[Masked] = self._guarded(self._mask, columns)
+        self.state = State.QUERYING
+        return masked
+
+    def _mask(self, columns: NDArray[np.float64]) -> list[Masked]:
+        ring = self._terms.plan.ring
+        share = ring.encode(columns, self._terms.plan.scales[0])
+        found = []
+        for number, prepared in enumerate(self._layers):
+            found.append(Masked(self.bundle, number, ring.to_bytes([linear.mask(prepared, share)])))
+            share = prepared.share
+        return found
+
+    def _on_output(self, message: Output) -> None:
+        self._same(message.bundle, self.bundle)
+        plan = self._terms.plan
+        theirs = plan.ring.from_bytes(message.values, plan.shapes[-1].output)
+        opened = plan.ring.decode(self._layers[-1].share + theirs, plan.scales[-1])
+        if (np.abs(opened) > TOLERANCE * plan.program.output_bound).any():
+            # Not a ProtocolError, which would be tried again: party 1, who chose this share, would see by the second
+            # query in which range the true output lies.
+            raise IntegrityError(
+                "the opened output is beyond the model's bound: party 1 or the dealer did not follow the protocol",
+                code="output-out-of-range",
+            )
+        self.outputs = opened
+        self.state = State.DONE
+        self._forget()
+
+    def _forget(self) -> None:
+        self._layers = []
+        if self._half:
+            self._half = Bundle(self._half.bundle, bytes(32), self._half.weight_mask_id)

@@ -1,0 +1,80 @@
+"""Pseudo-random ring elements: AES-128 in counter mode (NIST SP 800-38A) under keys from HKDF (RFC 5869, SHA-256)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from .messages import DOMAIN, Label
+from .ring import Ring, Words
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a bundle's keys are bound to: the same seed in any other context gives unrelated masks.
+
+    Attributes
+    ----------
+    session, bundle : bytes
+        16 bytes each, chosen by party 0 and by the dealer.
+    model : bytes
+        SHA-256 of the model card.
+    hospital, party : bytes
+        Fingerprints of the certificates of party 0 and party 1.
+    """
+
+    session: bytes
+    bundle: bytes
+    model: bytes
+    hospital: bytes
+    party: bytes
+
+
+class Prg:
+    """Streams of ring elements under one key.
+
+    A label and a layer name a counter space: byte 0 of the 16-byte counter block is the label, bytes 1 to 3 are the
+    layer, the low 8 bytes count blocks. The same name gives the same stream, so whoever draws must use each once.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self._key = algorithms.AES128(key)
+
+    def words(self, label: Label, layer: int, shape: tuple[int, ...], ring: Ring) -> Words:
+        """Draw an array of uniform ring elements."""
+        counter = bytes([label]) + layer.to_bytes(3, "big") + bytes(12)
+        stream = Cipher(self._key, modes.CTR(counter)).encryptor()
+        size = int(np.prod(shape)) * ring.width
+        return ring.from_bytes(stream.update(bytes(size)), shape)
+
+
+def bundle_masks(seed: bytes, context: Context) -> Prg:
+    """Make the generator of r and k0, which only the dealer and party 0 can."""
+    bound = context.session + context.bundle + context.model + context.hospital + context.party
+    return Prg(_derive(seed, b"bundle" + bound, 16))
+
+
+def weight_mask_seed(master: bytes, model: bytes, hospital: bytes, party: bytes) -> bytes:
+    """Derive the dealer's seed of b for one model and one pair of parties from its master key, 32 bytes.
+
+    It must depend on the model: two weights under one b would reveal their difference.
+    """
+    return _derive(master, b"weight mask seed" + model + hospital + party, 32)
+
+
+def weight_masks(seed: bytes) -> Prg:
+    """Make the generator of b, which only the dealer and party 1 can."""
+    return Prg(_derive(seed, b"weight mask", 16))
+
+
+def weight_mask_id(seed: bytes) -> bytes:
+    """Name a weight mask without telling anything about it, 16 bytes."""
+    return _derive(seed, b"weight mask id", 16)
+
+
+def _derive(secret: bytes, purpose: bytes, size: int) -> bytes:
+    return HKDF(hashes.SHA256(), size, salt=None, info=DOMAIN + b"|" + purpose).derive(secret)

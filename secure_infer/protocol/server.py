@@ -1,0 +1,174 @@
+"""Accepts connections from known certificates, one thread each, with limits; what is said there is the handler's."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dicom_node.core import logs, tls
+from dicom_node.core.errors import ConfigError, ProtocolError, Unavailable, VeilRayError
+from dicom_node.core.settings import TlsSettings
+
+from .channel import Channel, end_both_ways
+
+log = logs.get(__name__)
+BACKLOG = 128
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much a server takes on at once.
+
+    Attributes
+    ----------
+    connections : int
+        Open connections, those in their handshake included.
+    connections_per_peer : int
+        Open connections of one certificate.
+    handshake_s, message_s : float
+        Time for the TLS handshake and for any one message, seconds.
+    """
+
+    connections: int
+    connections_per_peer: int
+    handshake_s: float
+    message_s: float
+
+
+class Server:
+    """A listening socket and its connections.
+
+    The accepting thread only accepts: the handshake, which a hostile caller can stretch, runs in the connection's own
+    thread, with a time-out.
+
+    Parameters
+    ----------
+    host, port
+        Address to listen on; port 0 takes a free one.
+    settings : TlsSettings
+        Certificates.
+    peers : frozenset of str
+        Fingerprints of the certificates that may call.
+    handle : callable
+        Serves one connection until it returns or raises.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        settings: TlsSettings,
+        peers: frozenset[str],
+        limits: Limits,
+        handle: Callable[[Channel], None],
+    ) -> None:
+        self._context = tls.server_context(settings)
+        self._peers = peers
+        self._limits = limits
+        self._handle = handle
+        self._lock = threading.Lock()
+        self._sockets: set[socket.socket] = set()
+        self._per_peer: Counter[str] = Counter()
+        self._stopping = False
+        try:
+            self._listener = socket.create_server((host, port), backlog=BACKLOG)
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror}", code="listen") from error
+        self.port: int = self._listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._accept, name="accept", daemon=True)
+
+    def start(self) -> None:
+        """Begin to accept."""
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether connections are accepted."""
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """Stop accepting and end all connections; a query on its way is burned."""
+        self._stopping = True
+        with self._lock:
+            open_now = [self._listener, *self._sockets]
+        for one in open_now:
+            _end(one)
+        self._thread.join(timeout=5.0)
+
+    def _accept(self) -> None:
+        while not self._stopping:
+            try:
+                plain, address = self._listener.accept()
+            except OSError as error:
+                if not self._stopping:
+                    # Out of file descriptors, or the caller gave up while it waited; both pass.
+                    log.warning("accept-failed", **logs.describe(error))
+                    time.sleep(0.1)
+                continue
+            with self._lock:
+                full = len(self._sockets) >= self._limits.connections or self._stopping
+                if not full:
+                    self._sockets.add(plain)
+            if full:
+                log.warning("connection-refused", address=str(address[0]), code="too-many-connections")
+                plain.close()
+                continue
+            threading.Thread(target=self._serve, args=(plain, str(address[0])), name="connection", daemon=True).start()
+
+    def _serve(self, plain: socket.socket, address: str) -> None:
+        opened: socket.socket = plain
+        try:
+            connection = tls.handshake(plain, self._context, self._limits.handshake_s, server_side=True)
+            with self._lock:  # wrapping detached the plain socket
+                self._sockets.discard(plain)
+                self._sockets.add(connection)
+            opened = connection
+            self._converse(Channel(connection, f"the peer at {address}", self._limits.message_s))
+        except VeilRayError as error:
+            log.warning("connection-refused", address=address, **logs.describe(error))
+        except Exception as error:
+            # A fault of ours ends this connection and is told; the others go on.
+            log.error("connection-fault", address=address, **logs.describe(error))
+        finally:
+            with self._lock:
+                self._sockets.discard(opened)
+            _end(opened)
+
+    def _converse(self, channel: Channel) -> None:
+        peer = channel.peer
+        with self._lock:
+            self._per_peer[peer] += 1
+            crowded = self._per_peer[peer] > self._limits.connections_per_peer
+        try:
+            if peer not in self._peers:
+                channel.fail(ProtocolError("the certificate is not on the list", code="certificate-not-allowed"))
+                log.warning("connection-refused", fingerprint=peer, code="certificate-not-allowed")
+            elif crowded:
+                channel.fail(Unavailable("too many connections of this certificate", code="too-many-connections"))
+                log.warning("connection-refused", fingerprint=peer, code="too-many-connections")
+            else:
+                self._handle(channel)
+        finally:
+            with self._lock:
+                self._per_peer[peer] -= 1
+                if not self._per_peer[peer]:
+                    del self._per_peer[peer]
+
+
+def _end(one: socket.socket) -> None:
+    end_both_ways(one)
+    one.close()
+
+
+def until_stopped(server: Server, stop: threading.Event, close: Callable[[], None]) -> int:
+    """Wait for the wish to stop, or for the accepting thread's end, which is a fault: a restart is always safe."""
+    while not stop.wait(1.0):
+        if not server.alive:
+            return Unavailable.exit_status
+    close()
+    log.info("stopped")
+    return 0
