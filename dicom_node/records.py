@@ -24,6 +24,27 @@ T = TypeVar("T")
 #: Refusal code of an instance that was acknowledged and whose file is gone.
 FILE_MISSING = "file-missing"
 
+# Built once: composing a statement costs more than running it.
+_SAME = sa.select(instance.c.id, instance.c.study_id).where(
+    instance.c.sop_instance_uid == sa.bindparam("uid"), instance.c.sha256 == sa.bindparam("digest")
+)
+_REPLACE = (
+    instance.update()
+    .where(instance.c.sop_instance_uid == sa.bindparam("uid"))
+    .values(current=False, conflict=True)
+    .returning(instance.c.id, instance.c.study_id)
+)
+_INSERT = instance.insert().returning(instance.c.id)
+_TOUCH = {
+    dialect.__name__.rpartition(".")[2]: (inserted := dialect.insert(study))
+    .on_conflict_do_update(
+        index_elements=["study_instance_uid"],
+        set_={"revision": study.c.revision + 1, "last_received_at": inserted.excluded.last_received_at},
+    )
+    .returning(study.c.id)
+    for dialect in (sqlite, postgresql)
+}
+
 
 @dataclass(frozen=True)
 class Received:
@@ -54,10 +75,7 @@ class Content:
 
 def known(connection: sa.Connection, sop_instance_uid: str, sha256: str) -> Received | None:
     """Return the instance if this very content has been received before."""
-    same = sa.select(instance.c.id, instance.c.study_id).where(
-        instance.c.sop_instance_uid == sop_instance_uid, instance.c.sha256 == sha256
-    )
-    row = connection.execute(same).one_or_none()
+    row = connection.execute(_SAME, {"uid": sop_instance_uid, "digest": sha256}).one_or_none()
     return Received(row.id, row.study_id, sha256, new=False) if row is not None else None
 
 
@@ -69,12 +87,7 @@ def add(connection: sa.Connection, content: Content, now: float) -> Received:
         found_again(connection, earlier.instance_id, now)
         return earlier
     study_id = _touch_study(connection, identity.study_instance_uid, now)
-    replaced = connection.execute(
-        instance.update()
-        .where(instance.c.sop_instance_uid == identity.sop_instance_uid)
-        .values(current=False, conflict=True)
-        .returning(instance.c.id, instance.c.study_id)
-    ).all()
+    replaced = connection.execute(_REPLACE, {"uid": identity.sop_instance_uid}).all()
     row = {
         "study_id": study_id,
         "series_instance_uid": identity.series_instance_uid,
@@ -88,7 +101,7 @@ def add(connection: sa.Connection, content: Content, now: float) -> Received:
         "current": True,
         "conflict": bool(replaced),
     }
-    instance_id = connection.execute(instance.insert().values(**row).returning(instance.c.id)).scalar_one()
+    instance_id = connection.execute(_INSERT, row).scalar_one()
     detail: dict[str, Any] = {"instance_id": instance_id, "bytes": content.size}
     _note(connection, "instance-received", content.source, study_id, detail, now)
     if replaced:
@@ -135,17 +148,9 @@ def alert(connection: sa.Connection, what: str, source: str, detail: dict[str, A
 
 
 def _touch_study(connection: sa.Connection, study_instance_uid: str, now: float) -> int:
-    values = {"revision": 1, "closed_revision": 0, "first_received_at": now, "last_received_at": now}
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    grown = (
-        dialect.insert(study)
-        .values(study_instance_uid=study_instance_uid, **values)
-        .on_conflict_do_update(
-            index_elements=["study_instance_uid"], set_={"revision": study.c.revision + 1, "last_received_at": now}
-        )
-        .returning(study.c.id)
-    )
-    return int(connection.execute(grown).scalar_one())
+    values = {"study_instance_uid": study_instance_uid, "revision": 1, "closed_revision": 0}
+    grown = _TOUCH[connection.dialect.name]
+    return int(connection.execute(grown, {**values, "first_received_at": now, "last_received_at": now}).scalar_one())
 
 
 def _note(

@@ -167,10 +167,11 @@ class Store:
         try:
             identity = incoming.identity()
             digest, path = incoming.sha256, self.path(incoming.sha256)
-            with self._database.read() as connection:
-                earlier = records.known(connection, identity.sop_instance_uid, digest)
-            if earlier is not None and path.is_file():
-                return earlier
+            if path.is_file():
+                with self._database.read() as connection:
+                    earlier = records.known(connection, identity.sop_instance_uid, digest)
+                if earlier is not None:
+                    return earlier
             incoming.settle(path)
             content = Content(identity, incoming.transfer_syntax_uid, digest, incoming.size, source[:80])
             received = self._commits.run(lambda connection: records.add(connection, content, self._clock()))

@@ -19,6 +19,9 @@ from .database import audit_event
 from .errors import IntegrityError
 
 GENESIS = "0" * 64
+# Built once: composing a statement costs more than running it, and every received instance is audited.
+_INSERT = audit_event.insert()
+_NEWEST = sa.select(audit_event.c.seq, audit_event.c.hash).order_by(audit_event.c.seq.desc()).limit(1)
 
 
 class Event(Enum):
@@ -101,7 +104,7 @@ def append(connection: sa.Connection, record: Record, now: float) -> None:
         "detail": record.detail,
         "previous": previous,
     }
-    connection.execute(audit_event.insert().values(**row, hash=_digest(row)))
+    connection.execute(_INSERT, {**row, "hash": _digest(row)})
 
 
 def verify(connection: sa.Connection) -> tuple[int, str]:
@@ -133,8 +136,7 @@ def head(connection: sa.Connection) -> tuple[int, str]:
 
 
 def _last(connection: sa.Connection) -> tuple[int, str]:
-    newest = sa.select(audit_event.c.seq, audit_event.c.hash).order_by(audit_event.c.seq.desc()).limit(1)
-    row = connection.execute(newest).one_or_none()
+    row = connection.execute(_NEWEST).one_or_none()
     return (row.seq, row.hash) if row is not None else (0, GENESIS)
 
 

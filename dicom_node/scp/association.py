@@ -1,8 +1,8 @@
 """One connection as association acceptor: the DICOM Upper Layer protocol (PS3.8 Section 9.2) in one thread.
 
 States of Table 9-10 and where they are here: Sta2 `_negotiate` until the request has come, Sta3 within it, Sta6
-`_serve`, Sta8 answered at once, Sta13 `_linger`. The thread reads a PDU into a buffer of the negotiated size, at most,
-and hands its fragments on before it reads the next: a sender is never ahead of the disk by more than one PDU.
+`_serve`, Sta8 answered at once, Sta13 `_linger`. Reading, writing to disk and answering are one thread's work, so a
+sender is never ahead of the disk by more than the buffer of `PduReader`.
 """
 
 from __future__ import annotations
@@ -18,31 +18,20 @@ from ..core import logs
 from ..core.errors import ProtocolError, VeilRayError
 from ..core.settings import ScpSettings
 from ..store import Store
-from . import admission, dimse, negotiation
+from . import admission, dimse, negotiation, pdu
 from .admission import AlertLimit, Connections, Rejection, Whitelist
 from .dimse import Command
 from .negotiation import Context
+from .pdu import Closed, PduReader, Violation
 from .storage import Reception
 
 log = logs.get(__name__)
-#: The longest A-ASSOCIATE-RQ read: 128 contexts with every transfer syntax stay below a third of it.
-LONGEST_REQUEST = 1 << 20
+#: The longest A-ASSOCIATE-RQ read: 128 contexts with 40 transfer syntaxes each fit.
+LONGEST_REQUEST = 1 << 18
 #: How long a peer has to read our last PDU and close (ARTIM, PS3.8 Section 9.1.5).
 LINGER_S = 2.0
-_RQ, _P_DATA, _RELEASE_RQ, _ABORT = 0x01, 0x04, 0x05, 0x07
-_NOT_SPECIFIED, _UNEXPECTED_PDU, _INVALID_PARAMETER = 0, 2, 6
-
-
-class Closed(Exception):
-    """The peer closed or aborted the connection."""
-
-
-class Violation(ProtocolError):
-    """The peer broke PS3.8; the reason goes into the A-ABORT PDU (PS3.8 Table 9-26)."""
-
-    def __init__(self, message: str, reason: int) -> None:
-        super().__init__(message)
-        self.reason = reason
+#: The buffer holds this many of the longest PDUs, so that a fast sender costs few reads.
+PDUS_AHEAD = 3
 
 
 @dataclass(frozen=True)
@@ -67,7 +56,6 @@ class Association:
         self._calling = ""
         self._contexts: dict[int, Context] = {}
         self._peer_maximum = 0
-        self._buffer = memoryview(bytearray(6))
         self._reception: Reception | None = None
         self._studies: set[str] = set()
 
@@ -85,15 +73,15 @@ class Association:
         except Closed:
             pass
         except TimeoutError:
-            self._abort(_NOT_SPECIFIED)
+            self._abort(pdu.NOT_SPECIFIED)
             log.info("association-timed-out", address=self._address, ae_title=self._calling)
         except ProtocolError as error:
-            self._abort(error.reason if isinstance(error, Violation) else _INVALID_PARAMETER)
+            self._abort(error.reason if isinstance(error, Violation) else pdu.INVALID_PARAMETER)
             log.warning("association-aborted", address=self._address, ae_title=self._calling, **logs.describe(error))
         except OSError as error:
             log.info("connection-lost", address=self._address, **logs.describe(error))
         except Exception as error:  # a fault of ours ends this connection, never the node
-            self._abort(_NOT_SPECIFIED)
+            self._abort(pdu.NOT_SPECIFIED)
             log.error("association-fault", address=self._address, **logs.describe(error))
         finally:
             if self._reception is not None:
@@ -124,14 +112,12 @@ class Association:
 
     def _negotiate(self) -> bool:
         """Answer the association request; true when an association stands."""
-        kind, length = self._read_header(time.monotonic() + self._shared.settings.acse_timeout_s)
-        if kind != _RQ:
-            raise Violation("the first PDU is not an association request", _UNEXPECTED_PDU)
-        if length > LONGEST_REQUEST:
-            raise Violation("the association request is too long", _INVALID_PARAMETER)
-        body = memoryview(bytearray(length))
-        self._read(body, time.monotonic() + self._shared.settings.acse_timeout_s)
-        request = negotiation.decode(struct.pack(">BxI", kind, length) + body)
+        limits = self._shared.settings
+        self._reader = PduReader(self._socket)
+        kind, body = self._reader.next(LONGEST_REQUEST, limits.acse_timeout_s)
+        if kind != pdu.ASSOCIATE_RQ:
+            raise Violation("the first PDU is not an association request", pdu.UNEXPECTED_PDU)
+        request = negotiation.decode(struct.pack(">BxI", kind, len(body)) + body)
         self._calling = request.calling
         rejection = self._judge(request)
         if rejection is not None:
@@ -141,9 +127,9 @@ class Association:
             return False
         self._contexts = negotiation.negotiate(request)
         self._peer_maximum = request.maximum_length
-        self._buffer = memoryview(bytearray(self._shared.settings.maximum_pdu_size))
-        self._socket.settimeout(self._shared.settings.network_timeout_s)
-        self._socket.sendall(negotiation.accept(request, self._contexts, self._shared.settings.maximum_pdu_size))
+        self._reader.enlarge(PDUS_AHEAD * limits.maximum_pdu_size)
+        self._socket.settimeout(limits.network_timeout_s)
+        self._socket.sendall(negotiation.accept(request, self._contexts, limits.maximum_pdu_size))
         return True
 
     def _judge(self, request: negotiation.Request) -> Rejection | None:
@@ -157,30 +143,26 @@ class Association:
         return rejection
 
     def _serve(self) -> None:
+        limits = self._shared.settings
         command_bytes = bytearray()
         command: Command | None = None
         context_id = 0
         while True:
-            kind, length = self._read_header(None)
-            if kind == _RELEASE_RQ:
-                self._read(memoryview(bytearray(min(length, 4))), None)
+            kind, body = self._reader.next(limits.maximum_pdu_size, limits.network_timeout_s)
+            if kind == pdu.RELEASE_RQ:
                 self._socket.sendall(struct.pack(">BxIxxxx", 6, 4))
                 self._linger()
                 return
-            if kind == _ABORT:
+            if kind == pdu.ABORT:
                 raise Closed
-            if kind != _P_DATA:
-                raise Violation("a PDU came that has no place in an association", _UNEXPECTED_PDU)
-            if length > len(self._buffer):
-                raise Violation("a PDU is announced longer than was negotiated", _INVALID_PARAMETER)
-            body = self._buffer[:length]
-            self._read(body, time.monotonic() + self._shared.settings.network_timeout_s)
+            if kind != pdu.P_DATA:
+                raise Violation("a PDU came that has no place in an association", pdu.UNEXPECTED_PDU)
             for where, is_command, is_last, content in dimse.fragments(body):
                 if where not in self._contexts or (command is not None and where != context_id):
-                    raise Violation("a fragment came under a context that was not accepted", _INVALID_PARAMETER)
+                    raise Violation("a fragment came under a context that was not accepted", pdu.INVALID_PARAMETER)
                 if is_command:
                     if command is not None or len(command_bytes) + len(content) > dimse.LONGEST_COMMAND:
-                        raise Violation("a command came where a data set was due", _INVALID_PARAMETER)
+                        raise Violation("a command came where a data set was due", pdu.INVALID_PARAMETER)
                     context_id = where
                     command_bytes += content
                     if is_last:
@@ -189,7 +171,7 @@ class Association:
                         if self._begin(command, context_id):
                             command = None
                 elif command is None:
-                    raise Violation("a data set came before its command", _INVALID_PARAMETER)
+                    raise Violation("a data set came before its command", pdu.INVALID_PARAMETER)
                 else:
                     if self._reception is not None:
                         self._reception.write(content)
@@ -231,22 +213,6 @@ class Association:
     def _note(self, reception: Reception) -> None:
         if reception.study_instance_uid is not None:
             self._studies.add(reception.study_instance_uid)
-
-    def _read_header(self, deadline: float | None) -> tuple[int, int]:
-        header = self._buffer[:6]
-        self._read(header, deadline)
-        kind, length = struct.unpack(">BxI", header)
-        return int(kind), int(length)
-
-    def _read(self, into: memoryview, deadline: float | None) -> None:
-        """Fill `into`; the socket's time-out bounds each wait and `deadline` the whole."""
-        while into:
-            count = self._socket.recv_into(into)
-            if count == 0:
-                raise Closed
-            into = into[count:]
-            if into and deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError
 
     def _abort(self, reason: int) -> None:
         """Send A-ABORT as service provider, if the peer still listens."""
