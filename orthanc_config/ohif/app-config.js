@@ -38,12 +38,3 @@ window.config = {
     },
   ],
 };
-
-// OHIF 3.13.2 decides which report's outlines a viewport shows only after it has drawn it, and does not draw again when
-// that report was opened before: the box of another report would stay under the new report's name. So draw again.
-function drawAgain() {
-  window.cornerstone?.getRenderingEngines().forEach(engine => engine.render());
-}
-for (const event of ['click', 'dblclick', 'keyup']) {
-  document.addEventListener(event, () => [100, 500, 1500].forEach(delay => setTimeout(drawAgain, delay)), true);
-}

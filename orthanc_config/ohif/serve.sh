@@ -16,6 +16,9 @@ archive=ohif-app-3.13.2.tgz
 sha512=5997719a9986eeba85816f5924b71b82bdd70ad2e2d4a0cd3e831a798e4f3dee
 sha512+=a3e06e1f8c48e393271933a0ba664d85f3b04ac457e9abe8dde715d907d13c10
 
+# What fixes.sed looks for, to find the two bundles that hold it.
+faults='setTrackingUniqueIdentifiersForElement \*/\.m1|getTextBoxCoordsCanvas\(adaptedCanvasCoordinates\)'
+
 orthanc="" port=8080 address=127.0.0.1 folder="${XDG_CACHE_HOME:-$HOME/.cache}/veilray-ohif" task=serve
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 export PATH="$PATH:/usr/sbin:/sbin"
@@ -43,7 +46,9 @@ folder="$(cd "$folder" && pwd)"
 run="$folder/run-$port"
 
 fetch() {
-  [ -f "$folder/$archive.unpacked" ] && return
+  local stamp
+  stamp="$folder/unpacked-$(cat "${BASH_SOURCE[0]}" "$here/fixes.sed" | sha256sum | cut -c1-16)"
+  [ -f "$stamp" ] && return
   if [ ! -f "$folder/$archive" ]; then
     command -v npm >/dev/null || fail 69 "OHIF is downloaded by npm, which is missing: apt-get install npm"
     echo "Downloading $package" >&2
@@ -51,10 +56,11 @@ fetch() {
   fi
   echo "$sha512  $folder/$archive" | sha512sum --check --quiet - ||
     fail 70 "$folder/$archive is not the published $package; delete it and start again"
-  rm -rf "$folder/package"
-  # Source maps serve developers only.
-  tar -xzf "$folder/$archive" -C "$folder" --exclude='*.map' package/dist package/LICENSE
-  touch "$folder/$archive.unpacked"
+  rm -rf "$folder/package" "$folder"/unpacked-*
+  tar -xzf "$folder/$archive" -C "$folder" package/dist package/LICENSE
+  find "$folder/package/dist" -maxdepth 1 -name '*.bundle.*.js' -exec grep -lE "$faults" {} + | xargs sed -i -f "$here/fixes.sed"
+  [ "$(grep -lF '/* fixed here */' "$folder"/package/dist/*.js | wc -l)" -eq 2 ] || fail 70 "fixes.sed does not fit $package"
+  touch "$stamp"
 }
 
 serve() {

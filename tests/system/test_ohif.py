@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from secure_infer import report
 from secure_infer.report import wording
@@ -86,26 +87,30 @@ def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.fixture(scope="module")
-def browser_page(ohif: str) -> Iterator[Page]:
+def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS.split())
-        page = browser.new_page(viewport={"width": 1400, "height": 900})
-        page.set_default_timeout(60_000)
-        yield page
+        yield browser
         browser.close()
 
 
 @pytest.fixture(scope="module")
-def page(browser_page: Page, ohif: str, study: str) -> Page:
+def page(browser: Browser, ohif: str, study: str) -> Page:
     """The study in the viewer."""
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
     requested: list[str] = []
-    browser_page.on("request", lambda request: requested.append(request.url))
-    browser_page.goto(f"{ohif}/viewer?StudyInstanceUIDs={study}")
-    browser_page.get_by_text("Confirm and hide").click()
-    expect(browser_page.locator(SERIES)).to_have_count(4, timeout=60_000)
+    page.on("request", lambda request: requested.append(request.url))
+    _show(page, ohif, study)
     foreign = [url for url in requested if not url.startswith((ohif, "data:", "blob:"))]
     assert not foreign, "the viewer talks to nobody but its own server"
-    return browser_page
+    return page
+
+
+def _show(page: Page, ohif: str, study: str) -> None:
+    page.set_default_timeout(60_000)
+    page.goto(f"{ohif}/viewer?StudyInstanceUIDs={study}")
+    page.get_by_text("Confirm and hide").click()
+    expect(page.locator(SERIES)).to_have_count(4, timeout=60_000)
 
 
 @pytest.fixture
@@ -138,6 +143,17 @@ def _assert_outline(page: Page, region: report.Region) -> None:
 def test_a_positive_report_shows_its_box_and_its_certainty(page: Page) -> None:
     _open(page, PRESENT)
     _assert_outline(page, report.region_from_evidence(samples.evidence(), samples.ROWS, samples.COLUMNS))
+
+
+def test_the_certainty_is_readable_in_a_landscape_image(page: Page) -> None:
+    for answer in (PRESENT, ABSENT):
+        _open(page, answer)
+        viewport = page.locator(f"{GRID} svg.svg-layer").bounding_box()
+        label = page.locator(f"{GRID} svg.svg-layer text").bounding_box()
+        assert viewport is not None
+        assert label is not None
+        assert label["x"] >= viewport["x"]
+        assert label["x"] + label["width"] <= viewport["x"] + viewport["width"]
 
 
 def test_a_negative_report_opened_right_after_a_positive_one_shows_no_stale_box(page: Page) -> None:
@@ -175,6 +191,31 @@ def test_the_study_list_tells_studies_apart_by_their_description(page: Page, ohi
     assert found["00081030"]["Value"] == ["Chest PA"]
     page.goto(ohif)
     expect(page.locator("body")).to_contain_text("Chest PA")
+
+
+def test_an_ohif_without_our_fixes_shows_both_reports_as_they_are(browser: Browser, ohif: str, study: str) -> None:
+    with tarfile.open(next(CACHE.glob("*.tgz"))) as published:
+
+        def original(route: Route) -> None:
+            file = published.extractfile(f"package/dist/{route.request.url.rpartition('/')[2]}")
+            assert file is not None
+            route.fulfill(body=file.read(), content_type="text/javascript")
+
+        page = browser.new_page(viewport={"width": 1400, "height": 900})
+        fixed = [
+            bundle for bundle in (CACHE / "package/dist").glob("*.bundle.*.js") if b"fixed here" in bundle.read_bytes()
+        ]
+        assert len(fixed) == 2
+        for bundle in fixed:
+            page.route(f"**/{bundle.name}", original)
+        _show(page, ohif, study)
+        for answer, region in (
+            (PRESENT, report.region_from_evidence(samples.evidence(), samples.ROWS, samples.COLUMNS)),
+            (ABSENT, report.frame(samples.ROWS, samples.COLUMNS)),
+        ):
+            _open(page, answer)
+            _assert_outline(page, region)
+        page.close()
 
 
 def test_the_viewer_cannot_write_into_the_archive(ohif: str) -> None:
