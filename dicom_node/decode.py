@@ -67,6 +67,9 @@ def words(dataset: Dataset, pixel: ImagePixel) -> Words:
     frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
     if syntax != uid.RLELossless:
         _agree(code_stream(frame), pixel)
+    if syntax in uid.JPEGLSTransferSyntaxes and not frame.rstrip(b"\0").endswith(b"\xff\xd9"):
+        # Without its end marker CharLS looks for it for ever.
+        raise Refused("the compressed image ends early: the sender must send it again", code="broken-pixel-data")
     values = codec_process.SHARED.decompress(frame, syntax, pixel)
     if values.shape != (pixel.rows, pixel.columns):
         raise Refused("the decoded image does not have the size that the header states", code="broken-pixel-data")
