@@ -62,6 +62,12 @@ class Service:
         """Whether the process runs."""
         return self._process is not None and self._process.poll() is None
 
+    def arm(self, failpoint: str | None) -> None:
+        """Name the fail point (`core.failpoint`) at which the next start dies; None disarms."""
+        self._environment.pop("VEILRAY_FAILPOINT", None)
+        if failpoint is not None:
+            self._environment["VEILRAY_FAILPOINT"] = failpoint
+
     def start(self) -> None:
         """Start the process without waiting for it."""
         self._offset = self.log_path.stat().st_size if self.log_path.exists() else 0

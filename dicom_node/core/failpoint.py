@@ -34,5 +34,5 @@ _ARMED: Final = os.environ.get("VEILRAY_FAILPOINT")
 
 def reach(place: Place) -> None:
     """Die by SIGKILL here if this place is armed."""
-    if _ARMED == place:
+    if place == _ARMED:
         os.kill(os.getpid(), signal.SIGKILL)

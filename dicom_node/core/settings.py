@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -17,6 +17,7 @@ from .errors import ConfigError
 AeTitle = Annotated[str, Field(pattern=r"^[\x21-\x5B\x5D-\x7E](?:[\x20-\x5B\x5D-\x7E]{0,14}[\x21-\x5B\x5D-\x7E])?$")]
 Port = Annotated[int, Field(ge=0, le=65535)]
 OnMissing = Literal["refuse", "accept"]
+T = TypeVar("T", bound="Section")
 
 
 class Section(BaseModel):
@@ -271,13 +272,15 @@ def explain(error: ValidationError) -> str:
     return "; ".join(lines)
 
 
-def load(path: Path) -> Settings:
+def read(path: Path, model: type[T]) -> T:
     """Read and check a settings file.
 
     Parameters
     ----------
     path : Path
         A TOML file; relative paths inside it are taken from the process's working folder.
+    model : type
+        What it must hold, e.g. `Settings`.
 
     Raises
     ------
@@ -286,10 +289,15 @@ def load(path: Path) -> Settings:
     """
     try:
         with path.open("rb") as stream:
-            return Settings.model_validate(tomllib.load(stream))
+            return model.model_validate(tomllib.load(stream))
     except OSError as error:
         raise ConfigError(f"cannot read the settings file {path}: {error.strerror}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
     except ValidationError as error:
         raise ConfigError(f"{path}: {explain(error)}") from None
+
+
+def load(path: Path) -> Settings:
+    """Read and check a site's settings; see `read`."""
+    return read(path, Settings)
