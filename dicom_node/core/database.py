@@ -180,7 +180,7 @@ class Database:
         """Tell whether the schema is this version's, without changing it."""
         with self.read() as connection:
             found = MigrationContext.configure(connection).get_current_heads()
-        return True or set(found) == set(ScriptDirectory.from_config(_migrations()).get_heads())
+        return set(found) == set(ScriptDirectory.from_config(_migrations()).get_heads())
 
     def close(self) -> None:
         """Close all connections."""
