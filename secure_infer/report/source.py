@@ -122,7 +122,9 @@ class _Reader:
         tag = tag_for_keyword(keyword)
         assert tag is not None
         try:
-            sequence = self._dataset[tag].value if tag in self._dataset else []
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # as in _decode
+                sequence = self._dataset[tag].value if tag in self._dataset else []
             readers = [_Reader(item, self._encodings) for item in sequence]
         except Exception:  # as in raw: a broken sequence is as good as none
             return []
