@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from dicom_node.core import jobs
 from dicom_node.web import queries, show
 from dicom_node.web.app import NOTICE
 from tests.dicom_node.web import records
@@ -94,6 +95,18 @@ def test_the_report_of_an_earlier_answer_does_not_count_as_delivery_of_the_newes
     with site.database.read() as connection:
         assert queries.studies(connection)[0].delivered_to == ("pacs",)
     records.classify(site.database, number, records.NOW - 20, answer="present", share=0.9)
+    with site.database.read() as connection:
+        (row,) = queries.studies(connection)
+    assert (row.state, row.delivered_to, row.seconds) == ("delivering", (), None)
+
+
+def test_a_study_is_delivered_only_when_every_report_of_its_answer_is(site: Site) -> None:
+    with site.database.write() as connection:
+        number = records.add_study(connection, records.NOW - 60)
+    records.classify(site.database, number, records.NOW - 50, answer="absent", share=0.04)
+    first = next(records.deliveries(site.database, records.NOW - 49))
+    with site.database.write() as connection:
+        jobs.finish(connection, first, {}, records.NOW - 49)
     with site.database.read() as connection:
         (row,) = queries.studies(connection)
     assert (row.state, row.delivered_to, row.seconds) == ("delivering", (), None)

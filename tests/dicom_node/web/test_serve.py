@@ -35,7 +35,7 @@ def test_the_service_makes_its_database_answers_and_ends_well_and_a_taken_port_i
         answer = httpx.get(f"http://127.0.0.1:{port}/healthz", trust_env=False)
         assert (answer.status_code, answer.json()["ok"]) == (200, True)
         assert "server" not in answer.headers
-        second = subprocess.run(command(tmp_path, "second", port), capture_output=True, text=True, timeout=60)
+        second = subprocess.run(command(tmp_path, "second", port), check=False, capture_output=True, text=True)
         assert second.returncode == 78
         assert "cannot listen on 127.0.0.1" in second.stderr
     finally:
