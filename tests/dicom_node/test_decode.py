@@ -109,14 +109,14 @@ def test_a_frame_that_hangs_its_codec_is_refused_and_the_next_one_is_decoded() -
 
 
 def test_a_frame_that_crashes_its_codec_is_refused_and_the_next_one_is_decoded() -> None:
+    frame = jpeg_lossless(PICTURE, 8)
+    deadly = frame.replace(b"\xff\xc4", b"\xff\x00", 1)  # no Huffman table: GDCM 3.2 aborts
     child = codec_process.CodecProcess()
     pixel = image_pixel.read(radiograph(PICTURE))
-    frame = jpeg_lossless(PICTURE, 8)
-    start = child._start()
-    start.send_signal(6)
-    start.wait()
+    first = child._start()
     with pytest.raises(Refused, match="truncated or broken"):
-        child.decompress(frame, uid.JPEGLosslessSV1, pixel)
+        child.decompress(deadly, uid.JPEGLosslessSV1, pixel)
+    assert first.returncode in (-6, -11), "the codec survives by now: find another deadly frame"
     assert np.array_equal(child.decompress(frame, uid.JPEGLosslessSV1, pixel), PICTURE)
     child.close()
 

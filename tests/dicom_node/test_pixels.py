@@ -163,6 +163,18 @@ def test_a_modality_lut_and_a_voi_lut_are_those_of_pydicom() -> None:
     assert result.rendering == "Modality LUT, VOI LUT 1 of 2"
 
 
+def test_a_lut_may_have_65536_entries_or_bytes_for_entries() -> None:
+    negative = edited(ModalityLUTSequence=[lut(np.arange(65536)[::-1], 0, 16)], WindowCenter=None)
+    expected = (4095.0 - PICTURE * 16.0 - (4095 - PICTURE.max() * 16.0)) / (np.ptp(PICTURE.astype(int)) * 16) * 255
+    assert np.allclose(pixels.from_dataset(negative).image, pixels._squash(expected.astype(np.float32)), atol=1e-6)
+    item = lut(np.arange(256), 0, 8)
+    item["LUTData"].value = bytes(range(256))
+    eight = radiograph(PICTURE)
+    del eight.WindowCenter
+    eight.VOILUTSequence = [item]
+    assert np.array_equal(pixels.from_dataset(eight).image, SHOWN)
+
+
 def test_without_voi_8_bits_keep_their_range_and_more_bits_are_stretched() -> None:
     narrow = (PICTURE // 2 + 40).astype(np.uint8)
     eight, twelve = radiograph(narrow), radiograph(narrow, bits=12)

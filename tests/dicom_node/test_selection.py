@@ -95,6 +95,7 @@ def test_a_phantom_is_eligible(sop_class: Any, view: Any) -> None:
         ({"BodyPartExamined": None, "AnatomicRegionSequence": [code("T-D3000")]}, "eligible"),
         ({"BodyPartExamined": None, "AnatomicRegionSequence": [code("29836001", "Hip")]}, "body-part"),
         ({"SeriesDescription": "Hand PA"}, "body-part"),
+        ({"SeriesDescription": "Thoracic spine AP"}, "body-part"),
         ({"SeriesDescription": "Chest and abdomen AP"}, "eligible"),
         ({"ViewPosition": "LL"}, "view"),
         ({"ViewPosition": "RLD"}, "view"),
