@@ -211,7 +211,8 @@ class ChangeFeed:
         position = self._position()
         if position is None:
             self._begin(self._client)
-            return False
+            self._look_at = now
+            return True
         # One back, so that the page begins with the change read last and a replaced database shows itself.
         page = self._client.changes(max(0, position.number - 1), PAGE)
         if self._replaced(page, position):
@@ -228,6 +229,12 @@ class ChangeFeed:
         if not page["Done"]:
             self._look_at = now
         return not page["Done"]
+
+    def close(self) -> None:
+        """Close the connection to Orthanc."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
 
     def _begin(self, client: OrthancClient) -> None:
         newest = client.last_change()

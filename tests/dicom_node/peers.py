@@ -14,7 +14,7 @@ from typing import Any
 
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import Comprehensive3DSRStorage, ExplicitVRLittleEndian
+from pydicom.uid import Comprehensive3DSRStorage, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import Verification
 
@@ -52,6 +52,23 @@ def report(name: str = "one", *, sop_class: str = Comprehensive3DSRStorage, pred
         series.SeriesInstanceUID, series.ReferencedSOPSequence = uids.derive("earlier"), [reference]
         study.StudyInstanceUID, study.ReferencedSeriesSequence = dataset.StudyInstanceUID, [series]
         dataset.PredecessorDocumentsSequence = [study]
+    return encode(dataset)
+
+
+def image(name: str, *, sop_class: str = DigitalXRayImageStorageForPresentation, rows: int = 16) -> bytes:
+    """A small grey image, one study each."""
+    dataset = Dataset()
+    dataset.SOPClassUID, dataset.SOPInstanceUID = sop_class, uids.derive("test image", name)
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = uids.derive("study", name), uids.derive("series", name)
+    dataset.PatientName, dataset.PatientID, dataset.Modality = "Doe^Jo", f"P{name}", "DX"
+    dataset.Rows = dataset.Columns = rows
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PixelRepresentation = 1, "MONOCHROME2", 0
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
+    dataset.PixelData = bytes(range(8)) * (rows * rows // 8)
+    return encode(dataset)
+
+
+def encode(dataset: Dataset) -> bytes:
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
