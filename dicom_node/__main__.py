@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
@@ -49,7 +50,7 @@ def check(config: cli.ConfigOption = cli.DEFAULT_CONFIG) -> None:
     for result in checks(loaded):
         failed += not result.ok
         mark = "[green]ok[/]" if result.ok else "[bold red]FAILED[/]"
-        out.print(f"{mark:<8} {result.name}: {result.sentence}", highlight=False, soft_wrap=True)
+        out.print(f"{mark:<8} {escape(f'{result.name}: {result.sentence}')}", highlight=False, soft_wrap=True)
     if failed:
         out.print(f"{failed} of the checks failed.", highlight=False)
         sys.exit(ConfigError.exit_status)

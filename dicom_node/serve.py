@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from collections.abc import Callable
 
 from .assembler import Assembler
-from .core import audit, logs, loops
+from .core import audit, jobs, logs, loops
 from .core.audit import Event, Record
 from .core.database import Database
 from .core.errors import ConfigError
@@ -27,11 +25,6 @@ def _now(one: Round) -> Callable[[], bool]:
     return lambda: one(time.time())
 
 
-def owner_name(part: str) -> str:
-    """Name a worker so that no other process or host has the same name."""
-    return f"{socket.gethostname()[:40]}/{os.getpid()}/{part}"
-
-
 def serve(settings: Settings) -> int:
     """Run the service until SIGTERM; return its exit status.
 
@@ -48,6 +41,7 @@ def serve(settings: Settings) -> int:
     database.migrate()
     store = Store(settings, database)
     store.recover()
+    jobs.release_dead(database, time.time())
     with database.write() as connection:
         audit.append(connection, Record(Event.APPLICATION_ACTIVITY, "started", "E", "dicom-node serve"), time.time())
         seq, head = audit.head(connection)
@@ -57,7 +51,7 @@ def serve(settings: Settings) -> int:
     rounds: dict[str, Round] = {"assembler": assembler.run_once}
     for number in range(DELIVERY_THREADS):
         name = f"delivery-{number}"
-        rounds[name] = Delivery(settings, database, store, owner=owner_name(name)).run_once
+        rounds[name] = Delivery(settings, database, store, owner=jobs.owner_name(name)).run_once
     if feed_wanted:
         rounds["change-feed"] = ChangeFeed(settings, database, store).run_once
     steps = {name: _now(one) for name, one in rounds.items()}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dicom_node.core import cli, logs, settings
@@ -79,7 +80,7 @@ def classify(
             table.add_row(path.name, answer.answer, *shares, f"{time.perf_counter() - started:.2f}")
     out.print(table)
     for name, reason in refused:
-        out.print(f"{name}: {reason.code}: {reason}", highlight=False, soft_wrap=True)
+        out.print(escape(f"{name}: {reason.code}: {reason}"), highlight=False, soft_wrap=True)
     out.print("Research use. Not a medical device. Unverified until a physician verifies it.")
     sys.exit(Refused.exit_status if refused else 0)
 

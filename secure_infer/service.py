@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import socket
+import time
 
 import torch
 
-from dicom_node.core import logs, loops
+from dicom_node.core import jobs, logs, loops
 from dicom_node.core.database import Database
 from dicom_node.core.settings import Settings
 from dicom_node.store import Store
@@ -35,8 +34,8 @@ def serve(settings: Settings) -> int:
     store = Store(settings, database)
     trunk = Trunk(card.trunk.taps, card.trunk.sha256)
     engine = open_engine(settings, card)
-    owner = f"{socket.gethostname()[:40]}/{os.getpid()}"
-    worker = Worker(settings, database, store, card, trunk, engine, owner=owner)
+    worker = Worker(settings, database, store, card, trunk, engine, owner=jobs.owner_name("worker"))
+    jobs.release_dead(database, time.time())
     log.info("ready", model=card.version, engine=engine.name)
     status = loops.run({"classify": worker.run_once}, settings.jobs.poll_s, stop)
     engine.close()

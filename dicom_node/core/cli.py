@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from .errors import VeilRayError
 
@@ -27,5 +28,5 @@ def run(app: typer.Typer) -> None:
     try:
         app()
     except VeilRayError as error:
-        Console(stderr=True).print(f"[bold red]{error.code}[/]: {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[bold red]{error.code}[/]: {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_status)

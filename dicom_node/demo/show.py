@@ -10,18 +10,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import sqlalchemy as sa
+import pydicom
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from .. import scu
-from ..core.database import Database, instance, job, study
 from ..core.errors import Unavailable
 from . import pacs as archives
+from . import watch
 from .site import PACS_AE
 from .stack import Stack
 from .studies import Sent, prepare
+from .watch import Seen
 
 ANSWER_TIMEOUT_S = 120.0
 DISCLAIMER = "Research use. Not a medical device. Every answer is unverified until a physician verifies it."
@@ -32,11 +34,12 @@ class Outcome:
     """What came back for one study."""
 
     label: str
-    answer: str = "no answer"
+    answer: str
     certainty_percent: float | None = None
     seconds: float | None = None
     reason: str = ""
     reports: list[str] = field(default_factory=list)
+    companions: list[str] = field(default_factory=list)
 
 
 def show(
@@ -83,11 +86,11 @@ def show(
             stack.start(receiver.dicom_port)
             progress.update(step, description="drawing and sending studies")
             sent = prepare(folder / "sent", images=images, dicoms=dicoms, phantoms=phantoms)
-            moments = {one.label: _send(one, receiver, stack) for one in sent}
-            outcomes = []
-            for one in sent:
-                progress.update(step, description=f"waiting for the answer to {one.label}")
-                outcomes.append(_await(one, moments[one.label], receiver, stack, folder / "reports"))
+            by_uid = {one.study_instance_uid: one for one in sent}
+            moments = {uid: _send(one, receiver, stack) for uid, one in by_uid.items()}
+            progress.update(step, description="waiting for the answers")
+            follow = watch.follow(stack.settings.database_url, by_uid, ANSWER_TIMEOUT_S)
+            outcomes = [_outcome(by_uid[uid], seen, moments[uid], receiver, folder / "reports") for uid, seen in follow]
             progress.stop()
             _print(outcomes, receiver.name, folder, time.monotonic() - started, out)
             if json_file is not None:
@@ -96,9 +99,9 @@ def show(
                 _hold(stack, receiver, out)
         finally:
             receiver.close()
-    unanswered = [one.label for one in outcomes if one.answer == "no answer"]
-    if unanswered:
-        raise Unavailable(f"no answer came for {', '.join(unanswered)}: see the logs in {folder / 'logs'}")
+    failed = [one.label for one in outcomes if one.answer == "failed" or (one.seconds and not one.reports)]
+    if failed:
+        raise Unavailable(f"no report came for {', '.join(failed)}: see the logs in {folder / 'logs'}")
 
 
 def _clear(folder: Path) -> None:
@@ -117,49 +120,21 @@ def _send(one: Sent, receiver: archives.Pacs, stack: Stack) -> float:
     return time.time()
 
 
-def _await(one: Sent, sent_at: float, receiver: archives.Pacs, stack: Stack, folder: Path) -> Outcome:
-    """Wait until the study's job is closed and its reports are delivered."""
-    database = Database(stack.settings.database_url)
-    outcome = Outcome(one.label)
-    deadline = time.monotonic() + ANSWER_TIMEOUT_S
-    while time.monotonic() < deadline:
-        rows = _jobs(database, one.study_instance_uid)
-        closed = [row for row in rows if row.state in ("done", "refused", "failed")]
-        if rows and len(closed) == len(rows):
-            classified = next(row for row in rows if row.kind == "classify")
-            if classified.state == "done":
-                outcome.answer = classified.result["answer"]
-                outcome.certainty_percent = round(100 * classified.result["pneumonia"], 1)
-                outcome.seconds = round(max(row.finished_at for row in rows) - sent_at, 2)
-                outcome.reports = [
-                    str(path) for path in archives.export(receiver, one.study_instance_uid, folder, one.label)
-                ]
-            else:
-                outcome.answer = classified.state
-                outcome.reason = _reason(database, one.study_instance_uid) or classified.message or ""
-            break
-        time.sleep(0.05)
-    database.close()
+def _outcome(one: Sent, seen: Seen, sent_at: float, receiver: archives.Pacs, folder: Path) -> Outcome:
+    """Put what became of a study into a row, and its reports as the PACS holds them into `folder`."""
+    outcome = Outcome(one.label, answer=seen.newest.state)
+    if seen.newest.state != "done":
+        outcome.reason = seen.refusals[0] if seen.refusals else seen.newest.message or ""
+        return outcome
+    outcome.answer = seen.newest.result["answer"]
+    outcome.certainty_percent = round(100 * seen.newest.result["pneumonia"], 1)
+    outcome.seconds = round(seen.finished_at - sent_at, 2)
+    titles = {report["sop_instance_uid"]: report["title"] for report in seen.newest.result["reports"]}
+    for path in archives.export(receiver, one.study_instance_uid, folder, one.label):
+        header = pydicom.dcmread(path, stop_before_pixels=True)
+        kept = outcome.companions if titles.get(header.SOPInstanceUID, "").endswith("text") else outcome.reports
+        kept.append(str(path))
     return outcome
-
-
-def _jobs(database: Database, study_instance_uid: str) -> list[sa.Row[Any]]:
-    mine = (
-        sa.select(job).join(study, study.c.id == job.c.study_id).where(study.c.study_instance_uid == study_instance_uid)
-    )
-    with database.read() as connection:
-        return list(connection.execute(mine).all())
-
-
-def _reason(database: Database, study_instance_uid: str) -> str | None:
-    mine = (
-        sa.select(instance.c.refusal)
-        .join(study, study.c.id == instance.c.study_id)
-        .where(study.c.study_instance_uid == study_instance_uid, instance.c.refusal.is_not(None))
-        .limit(1)
-    )
-    with database.read() as connection:
-        return connection.execute(mine).scalar_one_or_none()
 
 
 def _conformance(path: str) -> str:
@@ -173,20 +148,17 @@ def _conformance(path: str) -> str:
 
 
 def _print(outcomes: list[Outcome], receiver: str, folder: Path, seconds: float, out: Console) -> None:
-    table = Table(
-        "study", "answer", "pneumonia", "seconds", "SRs in the PACS", "dciodvfy", title="VeilRay demonstration"
-    )
+    table = Table("study", "answer", "pneumonia", "seconds", "SR in PACS", "text companion", "dciodvfy")
     for one in outcomes:
         certainty = "" if one.certainty_percent is None else f"{one.certainty_percent:.1f} %"
         duration = "" if one.seconds is None else f"{one.seconds:.2f}"
-        verdicts = ", ".join(sorted({_conformance(path) for path in one.reports}))
-        table.add_row(
-            one.label, one.answer, certainty, duration, str(len(one.reports)) if one.reports else "", verdicts
-        )
+        verdicts = ", ".join(sorted({_conformance(path) for path in (*one.reports, *one.companions)}))
+        counts = (str(len(one.reports)), str(len(one.companions))) if one.reports else ("", "")
+        table.add_row(one.label, one.answer, certainty, duration, *counts, verdicts)
     out.print(table)
     for one in outcomes:
         if one.reason:
-            out.print(f"{one.label} was refused: {one.reason}", highlight=False, soft_wrap=True)
+            out.print(escape(f"{one.label} was refused: {one.reason}"), highlight=False, soft_wrap=True)
     out.print("Seconds count from the last acknowledged byte to the delivered report, the quiet period included.")
     out.print(
         f"PACS: {receiver}. Reports as it holds them: {folder / 'reports'}; logs: {folder / 'logs'}.", soft_wrap=True

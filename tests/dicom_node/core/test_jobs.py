@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 
 import pytest
@@ -137,6 +138,27 @@ def test_many_workers_take_every_job_exactly_once(database: Database) -> None:
         thread.join()
     assert len(taken) == 40
     assert len(set(taken)) == 40
+
+
+def test_a_dead_process_of_this_host_gives_its_job_back_at_once_and_a_living_one_keeps_it(database: Database) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    add(database)
+    mine = take(database, jobs.owner_name("worker"))
+    assert mine is not None
+    assert jobs.release_dead(database, 11.0) == 0
+    assert take(database, "other", now=11.0) is None
+    with database.write() as connection:
+        host = mine.owner.partition("/")[0]
+        connection.execute(job.update().values(lease_owner=f"{host}/{gone.pid}/worker"))
+    assert jobs.release_dead(database, 11.0) == 1
+    assert take(database, "other", now=11.0) is not None
+
+
+def test_a_job_held_on_another_host_is_left_alone(database: Database) -> None:
+    add(database)
+    assert take(database, "another-host/1/worker") is not None
+    assert jobs.release_dead(database, 11.0) == 0
 
 
 def test_the_pause_doubles_up_to_its_longest() -> None:
