@@ -255,6 +255,11 @@ class ModelStore:
             raise ConfigError(f"{len(found)} models are installed and none is activated", code="no-active-model")
         return found[0]
 
+    def is_active(self, version: str) -> bool:
+        """Tell whether this version is the one in use."""
+        marked = (self._root / ACTIVE).is_file()
+        return self.active() == version if marked else self.versions() == (version,)
+
     def _folder(self, version: str) -> Path:
         if version not in self.versions():
             raise ConfigError(f"model {version!r} is not installed in {self._root}", code="unknown-model")
