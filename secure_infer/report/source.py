@@ -18,10 +18,23 @@ import pydicom
 from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.datadict import tag_for_keyword
 from pydicom.multival import MultiValue
+from pydicom.uid import (
+    ComputedRadiographyImageStorage,
+    DigitalXRayImageStorageForPresentation,
+    DigitalXRayImageStorageForProcessing,
+    SecondaryCaptureImageStorage,
+)
 
 from dicom_node.core.errors import Refused
 
 UTF8 = "ISO_IR 192"
+
+_SOP_CLASSES = {
+    ComputedRadiographyImageStorage,
+    DigitalXRayImageStorageForPresentation,
+    DigitalXRayImageStorageForProcessing,
+    SecondaryCaptureImageStorage,
+}
 
 # Bytes that end the reach of an escape sequence, PS3.5 6.1.2.5.3: TAB, LF, FF, CR, backslash, and in names ^ and =.
 _DELIMITERS = {0x09, 0x0A, 0x0C, 0x0D, 0x5C, 0x5E, 0x3D}
@@ -45,7 +58,8 @@ def normalise(dataset: pydicom.Dataset) -> pydicom.Dataset:
     Raises
     ------
     Refused
-        If a UID or the size of the image is missing or invalid; such an image cannot be referred to.
+        If a UID or the size of the image is missing or invalid, or if it is of no class that radiographs come in;
+        such an image cannot be reported on.
     """
     reader = _Reader(dataset)
     header = pydicom.Dataset()
@@ -55,6 +69,8 @@ def normalise(dataset: pydicom.Dataset) -> pydicom.Dataset:
         if not value:
             raise Refused(f"The image's {keyword} is missing or invalid: no report can refer to it", code="source-uid")
         setattr(header, keyword, value)
+    if header.SOPClassUID not in _SOP_CLASSES:
+        raise Refused("The image's SOP class is none that radiographs come in", code="source-class")
     for keyword in ("Rows", "Columns"):
         size = reader.raw(keyword)
         number = int.from_bytes(size, reader.byte_order) if isinstance(size, bytes) and len(size) == 2 else size
@@ -110,8 +126,9 @@ class _Reader:
         return "".join(kept).strip()
 
     def uid(self, keyword: str) -> str:
+        """Return a valid UID (PS3.5 9.1) or nothing; a repaired UID would be another one."""
         value = self.text(keyword)
-        return value if re.fullmatch(r"[0-9]+(\.[0-9]+)+", value) and len(value) <= 64 else ""
+        return value if re.fullmatch(r"[012](\.(0|[1-9]\d*))+", value, re.ASCII) and len(value) <= 64 else ""
 
     def value(self, keyword: str) -> str:
         """Return the attribute as its parser repairs it."""
@@ -189,12 +206,12 @@ def _date(text: str) -> str:
 
 def _time(text: str) -> str:
     compact = text.replace(":", "")
-    match = re.fullmatch(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?", compact)
+    match = re.fullmatch(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?", compact, re.ASCII)
     return compact if match else ""
 
 
 def _matching(pattern: str) -> Callable[[str], str]:
-    return lambda text: text if re.fullmatch(pattern, text) else ""
+    return lambda text: text if re.fullmatch(pattern, text, re.ASCII) else ""
 
 
 _decimal = _matching(r"(?=.{1,16}$)[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
@@ -246,7 +263,7 @@ _OPTIONAL: Mapping[str, Callable[[str], str]] = {
     "PatientIdentityRemoved": _code("YES", "NO"),
     "DeidentificationMethod": _longest(64),
     "StudyDescription": _longest(64),
-    "PatientAge": _matching(r"\d{3}[DWMY]"),
+    "PatientAge": _matching(r"[0-9]{3}[DWMY]"),
     "PatientSize": _decimal,
     "PatientWeight": _decimal,
     "AdmissionID": _identifier(64),

@@ -14,6 +14,8 @@ UNVERIFIED = "This is the preliminary result of an automatic algorithm and has n
 
 def overall(images: Sequence[AnalysedImage]) -> Answer:
     """Choose the answer that stands for the study: the gravest, and among equals the most certain of pneumonia."""
+    if not images:
+        raise ValueError("a report covers one or more images of one study")
     return max((image.answer for image in images), key=lambda answer: (GRAVITY[answer.answer], answer.pneumonia))
 
 

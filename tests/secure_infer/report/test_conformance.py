@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,9 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.sr._concepts_dict import concepts
+from pydicom.uid import ComputedRadiographyImageStorage
 
+from dicom_node.core.errors import Refused
 from secure_infer import report
 from secure_infer.report import codes
 from tests.secure_infer.report import samples
@@ -133,3 +136,49 @@ def test_a_comprehensive_sr_for_older_destinations_is_valid_and_another_instance
     assert older.ContentSequence == newer.ContentSequence
     with pytest.raises(ValueError, match="only a Comprehensive 3D SR"):
         report.as_comprehensive_sr(older)
+
+
+def test_a_report_on_several_images_that_replaces_another_is_valid(tmp_path: Path) -> None:
+    earlier = samples.structured(
+        [samples.analysed(samples.source(key="m1"), samples.ANSWERS["absent"])], seed="earlier"
+    )
+    predecessor = report.Predecessor(earlier.SOPClassUID, earlier.SOPInstanceUID, earlier.SeriesInstanceUID)
+    images = [samples.analysed(samples.source(key=key), samples.ANSWERS["present"]) for key in ("m1", "m2")]
+    for write in (samples.structured, samples.text):
+        (tmp_path / "report.dcm").write_bytes(report.encode(write(images, predecessor=predecessor)))
+        assert errors(tmp_path / "report.dcm") == []
+
+
+def test_real_and_malformed_files_end_in_valid_reports_or_refusals(pneumonia_data: Path, tmp_path: Path) -> None:
+    ends: Counter[str] = Counter()
+    answer = samples.ANSWERS["absent"]
+    for path in sorted((*pneumonia_data.glob("dicom_chest/**/*"), *pneumonia_data.glob("dicom_odd/**/*"))):
+        dataset = _header(path)
+        if dataset is None:
+            continue
+        if "SOPClassUID" in dataset:  # every header is tried, as if it came with a radiograph
+            dataset.SOPClassUID = ComputedRadiographyImageStorage
+        try:
+            image = report.AnalysedImage(dataset, answer, report.Region.box(0, 0, 1, 1, "analysed area"))
+        except Refused:
+            ends["refused"] += 1
+            continue
+        for number, write in enumerate((samples.structured, samples.text)):
+            written = tmp_path / f"{number}.dcm"
+            written.write_bytes(report.encode(write([image])))
+            assert errors(written) == [], path.name
+        ends["valid"] += 1
+    assert ends["valid"] >= 60
+    assert ends["refused"] >= 1
+
+
+def _header(path: Path) -> Dataset | None:
+    """What pydicom can read of a file; reading broken files is the receiver's business."""
+    if not path.is_file() or path.suffix in {".csv", ".md", ".txt", ".json"}:
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return pydicom.dcmread(path, force=True, stop_before_pixels=True)
+    except Exception:
+        return None

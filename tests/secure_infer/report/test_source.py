@@ -165,6 +165,21 @@ def test_an_image_that_cannot_be_referred_to_is_refused_without_a_word_of_the_pa
     assert "Secret" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [("StudyInstanceUID", "1.02.3"), ("StudyInstanceUID", "9.1"), ("SOPClassUID", "1.2.840.10008.5.1.4.1.1.2")],
+    ids=["leading zero", "unknown root", "CT"],
+)
+def test_an_image_with_an_invalid_uid_or_of_another_class_is_refused(keyword: str, value: str) -> None:
+    image = samples.source()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        setattr(image, keyword, value)
+    with pytest.raises(Refused) as refusal:
+        report.normalise(image)
+    assert value not in str(refusal.value)
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     character_set=st.sampled_from([*samples.NAMES, "", "\\", "ISO_IR 6", "latin1", "ISO 2022 IR 87\\GB18030"]),
