@@ -7,10 +7,12 @@ name is not compared: the fingerprint already names one key. Expiry and signatur
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import socket
 import ssl
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -149,9 +151,22 @@ def handshake(plain: socket.socket, context: ssl.SSLContext, timeout_s: float, *
     try:
         connection.do_handshake()
     except OSError as error:
+        if server_side and isinstance(error, ssl.SSLError):
+            linger(connection)
         connection.close()
         raise explain(error) from error
     return connection
+
+
+def linger(connection: socket.socket, seconds: float = 1.0) -> None:
+    """Let the peer read our last words before a close: unread input would make TCP reset the connection instead."""
+    deadline = time.monotonic() + seconds
+    with contextlib.suppress(OSError):  # the peer is gone: nobody is left to read them
+        socket.socket.shutdown(connection, socket.SHUT_WR)
+        while (left := deadline - time.monotonic()) > 0:
+            connection.settimeout(left)
+            if not socket.socket.recv(connection, 1 << 16):  # below TLS: what comes is thrown away
+                break
 
 
 def explain(error: OSError) -> VeilRayError:

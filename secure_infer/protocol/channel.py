@@ -17,8 +17,6 @@ from dicom_node.core.settings import EndpointSettings
 from .messages import Failure, Message, decode
 
 LENGTH = struct.Struct(">I")
-#: After a failure we wait this long for the peer to read it: closing at once could discard it (TCP reset).
-LINGER_S = 1.0
 
 
 class Channel:
@@ -122,13 +120,9 @@ class Channel:
 
     def fail(self, error: VeilRayError) -> None:
         """Tell the peer why the exchange ends, and close; the peer may be gone already."""
-        with contextlib.suppress(VeilRayError, OSError):
+        with contextlib.suppress(VeilRayError):
             self.send(Failure.of(error))
-            self._connection.settimeout(LINGER_S)
-            socket.socket.shutdown(self._connection, socket.SHUT_WR)
-            deadline = time.monotonic() + LINGER_S
-            while time.monotonic() < deadline and self._connection.recv(1 << 16):
-                pass
+        tls.linger(self._connection)
         self.close()
 
     def close(self) -> None:

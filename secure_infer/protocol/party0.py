@@ -68,6 +68,7 @@ class HospitalSession(Session):
         self._terms = terms
         self._session = random(16)
         self._half: Bundle | None = None
+        self._deltas: list[Words] | None = None
         self._layers: list[linear.Prepared] = []
         self.lifetime_s = 0
         self.outputs: NDArray[np.float64] | None = None
@@ -87,23 +88,23 @@ class HospitalSession(Session):
         self._terms.spend(message.bundle)
         self._half = message
         self.state = State.OPENING
-        known = message.weight_mask_id in self._terms.deltas
-        return Open(message.bundle, self._terms.model, 0 if known else 1)
+        self._deltas = self._terms.deltas.get(message.weight_mask_id)
+        return Open(message.bundle, self._terms.model, 0 if self._deltas else 1)
 
     def _on_ready(self, message: Ready) -> None:
         assert self._half is not None
         self._same(message.bundle, self._half.bundle)
         terms, plan, half = self._terms, self._terms.plan, self._half
-        deltas = terms.deltas.get(half.weight_mask_id)
-        if deltas is None:
-            deltas = plan.ring.split(message.deltas, [one.weight for one in plan.shapes])
-            terms.deltas[half.weight_mask_id] = deltas
+        if self._deltas is None:
+            self._deltas = plan.ring.split(message.deltas, [one.weight for one in plan.shapes])
+            terms.deltas.clear()  # one model has one mask; another one means that the dealer's key was changed
+            terms.deltas[half.weight_mask_id] = self._deltas
         elif message.deltas:
             raise ProtocolError("party 1 sent blinded weights that nobody asked for", code="wrong-size")
         masks = bundle_masks(half.seed, Context(self._session, half.bundle, terms.model, terms.hospital, terms.party))
         self._layers = [
             linear.offline(number, shapes, plan.ring, masks, delta)
-            for number, (shapes, delta) in enumerate(zip(plan.shapes, deltas, strict=True))
+            for number, (shapes, delta) in enumerate(zip(plan.shapes, self._deltas, strict=True))
         ]
         self._half = Bundle(half.bundle, bytes(32), half.weight_mask_id)  # the seed has done its work
         self.lifetime_s = message.lifetime_s

@@ -306,3 +306,15 @@ def test_a_malformed_failure_is_a_protocol_error_and_its_text_is_not_repeated(re
 def test_a_failure_arrives_as_the_same_class_and_code(error: VeilRayError):
     found = Failure.of(error).error("party 1")
     assert (type(found), found.code) == (type(error), "b")
+
+
+def test_two_first_sessions_at_once_may_both_ask_for_the_blinded_weights():
+    one = trio()
+    hospitals = [HospitalSession(one.terms, lambda size, n=n: bytes([n]) * size) for n in range(2)]
+    openings = [each.handle(one.deck.handle(HOSPITAL, each.begin(), 0.0)) for each in hospitals]
+    assert [opening.wants_delta for opening in openings] == [1, 1]
+    for each, opening in zip(hospitals, openings, strict=True):
+        party = PartySession(HOSPITAL, lambda _: one.model, lambda _: None, 60)
+        each.handle(party.handle(one.deck.handle(PARTY, party.handle(opening), 0.0)))
+        one.ask(COLUMNS, (each, party))
+        assert each.state is State.DONE

@@ -1,0 +1,148 @@
+"""Model owner and dealer as real processes with throw-away certificates, and hospitals that ask them.
+
+As a program, `python -m tests.system.roles ROLE FILE` is one of the three roles with the settings in FILE.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dicom_node.core import logs, tls
+from dicom_node.core.pki import Authority
+from dicom_node.core.settings import EndpointSettings, InferenceSettings, TlsSettings
+from dicom_node.launch import Service
+from secure_infer import dealer, party
+from secure_infer.card import ModelCard, Program
+from secure_infer.dealt import DealtEngine
+from secure_infer.models import ModelStore
+from secure_infer.protocol.channel import Channel
+from tests.secure_infer.small_model import PUBLISHER_HEX, program, publish
+
+#: The default model's head, and the same head for hospitals that shall see no map.
+MAP = program(1280, 3, columns=49, fraction=20, output=4096.0)
+POOLED = program(1280, 3, columns=1, fraction=20, output=4096.0)
+HOSPITALS = ("hospital", "second")
+
+
+class Roles:
+    """The folder, certificates, models and processes of one test."""
+
+    def __init__(self, folder: Path, **party_settings: Any) -> None:
+        self.folder = folder
+        self.authority = Authority(folder / "pki")
+        names = (*HOSPITALS, "party", "dealer", "stranger")
+        self.tls: dict[str, TlsSettings] = {name: self.authority.issue(name) for name in names}
+        self.models = folder / "models"
+        self.cards = {
+            "map": publish(self.models, MAP, version="map", scale=0.05),
+            "pooled": publish(self.models, POOLED, version="pooled", scale=0.05),
+        }
+        allowed = tuple(self.fingerprint(name) for name in HOSPITALS)
+        self._write(
+            "dealer",
+            dealer.DealerSettings(
+                port=0,
+                tls=self.tls["dealer"],
+                hospitals=allowed,
+                parties=(self.fingerprint("party"),),
+                master_key=folder / "dealer" / "master.key",
+                timeout_s=2.0,
+            ),
+        )
+        self._party_settings = {"hospitals": allowed, "timeout_s": 2.0, **party_settings}
+        self.dealer = self._service("dealer")
+        self.party = self._service("party")
+
+    def fingerprint(self, name: str) -> str:
+        return tls.fingerprint(self.tls[name].certificate)
+
+    def _write(self, role: str, settings: Any) -> None:
+        (self.folder / f"{role}.json").write_text(settings.model_dump_json())
+
+    def _service(self, role: str, environment: dict[str, str] | None = None) -> Service:
+        command = [sys.executable, "-m", "tests.system.roles", role, str(self.folder / f"{role}.json")]
+        return Service(role, command, self.folder, environment)
+
+    def start_dealer(self, failpoint: str = "") -> None:
+        self.dealer.stop()  # also collects one that a fail point has killed
+        self.dealer = self._service("dealer", {"VEILRAY_FAILPOINT": failpoint})
+        self.dealer.start()
+        settings = json.loads((self.folder / "dealer.json").read_text())
+        settings["port"] = self.dealer.wait_ready()["port"]  # a restart comes back to the same port
+        (self.folder / "dealer.json").write_text(json.dumps(settings))
+        self.dealer_port = settings["port"]
+
+    def start_party(self, failpoint: str = "") -> None:
+        port = getattr(self, "party_port", 0)
+        settings = party.PartySettings(
+            port=port,
+            tls=self.tls["party"],
+            dealer=self.endpoint("dealer"),
+            models=self.models,
+            state_dir=self.folder / "party",
+            trusted_publishers=(PUBLISHER_HEX,),
+            **self._party_settings,
+        )
+        self._write("party", settings)
+        self.party.stop()
+        self.party = self._service("party", {"VEILRAY_FAILPOINT": failpoint})
+        self.party.start()
+        self.party_port: int = self.party.wait_ready()["port"]
+
+    def start(self) -> None:
+        self.start_dealer()
+        self.start_party()
+
+    def stop(self) -> None:
+        self.party.kill()
+        self.dealer.kill()
+
+    def endpoint(self, role: str) -> EndpointSettings:
+        port = self.dealer_port if role == "dealer" else self.party_port
+        return EndpointSettings(host="127.0.0.1", port=port, fingerprint=self.fingerprint(role))
+
+    def inference(self, who: str = "hospital", *, prefetch: int = 0, **other: Any) -> InferenceSettings:
+        given = {"party": self.endpoint("party"), "dealer": self.endpoint("dealer"), "timeout_s": 5.0, **other}
+        return InferenceSettings(tls=self.tls[who], prefetch=prefetch, **given)
+
+    def engine(self, card: ModelCard | str = "map", who: str = "hospital", **other: Any) -> DealtEngine:
+        chosen = self.cards[card] if isinstance(card, str) else card
+        return DealtEngine(chosen, self.inference(who, **other), self.folder / who)
+
+    def channel(self, role: str, who: str = "hospital", timeout_s: float = 5.0) -> Channel:
+        """A connection for a test that does not keep to the protocol."""
+        return Channel.dial(self.endpoint(role), tls.client_context(self.tls[who]), role, timeout_s)
+
+    def weights(self, version: str = "map") -> dict[str, np.ndarray]:
+        return ModelStore(self.models, [PUBLISHER_HEX]).weights(version)
+
+
+def features(seed: int = 0, made: Program = MAP) -> np.ndarray:
+    """Positive, mostly small features, as a trunk that ends in ReLU6 gives them."""
+    return np.random.default_rng(seed).exponential(0.5, size=(49, made.layers[0].in_features)).clip(0, 6)
+
+
+def main(role: str, file: str) -> int:
+    text = Path(file).read_text()
+    logs.configure(role)
+    if role == "dealer":
+        return dealer.serve(dealer.DealerSettings.model_validate_json(text))
+    if role == "party":
+        return party.serve(party.PartySettings.model_validate_json(text))
+    given = json.loads(text)
+    card = ModelCard.model_validate_json(Path(given["card"]).read_bytes())
+    settings = InferenceSettings.model_validate(given["inference"])
+    engine = DealtEngine(card, settings, Path(given["state_dir"]))
+    found = engine.infer(features(given["seed"]))
+    engine.close()
+    print(json.dumps({"logits": found.logits.tolist(), "evidence": found.evidence.tolist()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
