@@ -169,12 +169,9 @@ def _encodings(dataset: pydicom.Dataset, inherited: Sequence[str]) -> Sequence[s
 
 
 def _decode(value: bytes, encodings: Sequence[str]) -> str:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the warnings quote the value
-            return decode_bytes(value, encodings, _DELIMITERS)
-    except (UnicodeError, LookupError, ValueError):
-        return value.decode("ascii", "replace")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom warns of bytes that it replaces
+        return decode_bytes(value, encodings, _DELIMITERS)
 
 
 def _longest(limit: int) -> Callable[[str], str]:

@@ -95,7 +95,7 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def page(browser: Browser, ohif: str, study: str) -> Page:
+def viewer(browser: Browser, ohif: str, study: str) -> Page:
     """The study in the viewer."""
     page = browser.new_page(viewport={"width": 1400, "height": 900})
     requested: list[str] = []
@@ -114,13 +114,10 @@ def _show(page: Page, ohif: str, study: str) -> None:
 
 
 @pytest.fixture
-def screenshots(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest, page: Page) -> Iterator[None]:
-    """Leaves a picture of the viewer after each test in the run's temporary folder."""
-    yield
-    page.screenshot(path=tmp_path_factory.getbasetemp() / f"{request.node.name[:60]}.png")
-
-
-pytestmark = pytest.mark.usefixtures("screenshots")
+def page(viewer: Page, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """The study in the viewer; leaves a picture of it after each test in the run's temporary folder."""
+    yield viewer
+    viewer.screenshot(path=tmp_path_factory.getbasetemp() / f"{request.node.name[:60]}.png")
 
 
 def _open(page: Page, answer: samples.Answer, *, text: bool = False) -> None:
@@ -216,6 +213,20 @@ def test_an_ohif_without_our_fixes_shows_both_reports_as_they_are(browser: Brows
             _open(page, answer)
             _assert_outline(page, region)
         page.close()
+
+
+def test_a_changed_archive_and_a_missing_option_stop_the_command(tmp_path: Path) -> None:
+    (tmp_path / "ohif-app-3.13.2.tgz").write_bytes(b"something else")
+
+    def run(*options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([SERVE, *options, "--folder", tmp_path], capture_output=True, text=True, check=False)
+
+    changed = run("--orthanc", "http://127.0.0.1:8042")
+    assert changed.returncode == 70
+    assert "is not the published @ohif/app@3.13.2" in changed.stderr
+    assert not (tmp_path / "package").exists()
+    assert run("--unknown").returncode == 64
+    assert run("--stop").returncode == 69
 
 
 def test_the_viewer_cannot_write_into_the_archive(ohif: str) -> None:
