@@ -13,14 +13,14 @@ codes, wording
 document
     What both kinds of report share: patient, study, equipment, dates, UIDs; `encode` writes the file.
 measurements
-    `structured_report`: Comprehensive 3D SR, TID 1500; `as_comprehensive_sr` for destinations that take only 88.33.
+    `structured_report`: Comprehensive 3D SR, TID 1500.
 text
     `text_report`: the companion in sentences.
 
 Every report is a function of its arguments: no clock, no random UID, so a repeated job writes the same bytes.
 """
 
-from .document import as_comprehensive_sr, encode
+from .document import encode
 from .inputs import Algorithm, AnalysedImage, Answer, DeviceObserver, Predecessor
 from .measurements import structured_report
 from .region import Region, frame, region_from_evidence
@@ -34,7 +34,6 @@ __all__ = [
     "DeviceObserver",
     "Predecessor",
     "Region",
-    "as_comprehensive_sr",
     "encode",
     "frame",
     "normalise",

@@ -11,7 +11,7 @@ import highdicom
 import pydicom
 from highdicom import sr
 from pydicom.sr.coding import Code
-from pydicom.uid import UID, Comprehensive3DSRStorage, ComprehensiveSRStorage
+from pydicom.uid import UID
 
 from dicom_node import uids
 
@@ -143,20 +143,6 @@ def encode(report: pydicom.Dataset) -> bytes:
     file = io.BytesIO()
     pydicom.dcmwrite(file, report, enforce_file_format=True)
     return file.getvalue()
-
-
-def as_comprehensive_sr(report: pydicom.Dataset) -> pydicom.Dataset:
-    """Copy a Comprehensive 3D SR as Comprehensive SR (1.2.840.10008.5.1.4.1.1.88.33), for older destinations.
-
-    The tree holds no 3D coordinate, so it is valid as it stands. The copy is another SOP Instance and has another UID.
-    """
-    copy = pydicom.dcmread(io.BytesIO(encode(report)))
-    if copy.SOPClassUID != Comprehensive3DSRStorage:
-        raise ValueError("only a Comprehensive 3D SR has a Comprehensive SR")
-    copy.SOPClassUID = copy.file_meta.MediaStorageSOPClassUID = ComprehensiveSRStorage
-    instance = UID(uids.derive("comprehensive sr", copy.SOPInstanceUID))
-    copy.SOPInstanceUID = copy.file_meta.MediaStorageSOPInstanceUID = instance
-    return copy
 
 
 def _evidence(header: pydicom.Dataset) -> pydicom.Dataset:

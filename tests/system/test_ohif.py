@@ -176,7 +176,9 @@ def test_the_text_report_reads_as_sentences_that_are_not_cut_off(page: Page) -> 
     ):
         assert sentence in shown
     cut = "nodes => nodes.filter(node => node.scrollWidth > node.clientWidth + 1).map(node => node.textContent)"
-    assert page.locator(f"{GRID} pre, {GRID} div").evaluate_all(cut) == []
+    for answer in (ABSENT, PRESENT):
+        _open(page, answer, text=True)
+        assert page.locator(f"{GRID} pre, {GRID} div").evaluate_all(cut) == []
 
 
 def test_the_study_list_tells_studies_apart_by_their_description(page: Page, ohif: str, study: str) -> None:
