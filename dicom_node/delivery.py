@@ -12,7 +12,7 @@ import time
 from .core import audit, failpoint, jobs, logs
 from .core.audit import Event, Outcome, Record
 from .core.database import Database
-from .core.errors import Refused, Unavailable, VeilRayError
+from .core.errors import ConfigError, Refused, Unavailable, VeilRayError
 from .core.settings import DestinationSettings, Settings
 from .orthanc import OrthancClient
 from .scu import Scu
@@ -140,7 +140,9 @@ class Delivery:
             self._away[name] = (failures, run_at, error)
         elif run_at is None:
             run_at = now + jobs.backoff(held.attempts, limits.first_retry_s, limits.longest_retry_s)
-        again = error.retryable and now - held.created_at < limits.give_up_after_s
+        # A fault in the settings, such as a certificate being renewed, passes once the operator has mended it.
+        passing = error.retryable or isinstance(error, ConfigError)
+        again = passing and now - held.created_at < limits.give_up_after_s
         with self._database.write() as connection:
             if again:
                 jobs.retry(connection, held, error, run_at)

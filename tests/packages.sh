@@ -5,7 +5,7 @@ set -euo pipefail
 # The real peers of the tests, as "command Debian-package".
 needed=(
   "Orthanc orthanc" "dciodvfy dicom3tools" "dsrdump dcmtk" "storescp dcmtk" "chromium chromium" "nginx nginx-light"
-  "strace strace" "pg_ctl postgresql" "npm npm" "runuser util-linux" "curl curl"
+  "strace strace" "systemd-analyze systemd" "pg_ctl postgresql" "npm npm" "runuser util-linux" "curl curl"
 )
 export PATH="$PATH:/usr/sbin:/sbin"
 missing=()

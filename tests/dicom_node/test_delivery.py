@@ -20,6 +20,8 @@ from dicom_node.core.settings import Settings
 from dicom_node.delivery import Delivery
 from dicom_node.store import Store
 
+from tests.system.orthanc_server import OrthancServer
+
 from .peers import Storescp, free_port, report, scripted_scp, storescp, uid
 
 NOW = 1_700_000_000.0
@@ -36,16 +38,18 @@ class Site:
         self.database.migrate()
         self.store = Store(self.settings, self.database)
 
-    def configure(self, **ports: int) -> Settings:
+    def configure(self, *others: dict[str, Any], orthanc: dict[str, Any] | None = None, **ports: int) -> Settings:
         destinations = [
             {"name": name, "kind": "dicom", "ae_title": "PACS", "host": "127.0.0.1", "port": port}
             for name, port in ports.items()
         ]
+        destinations += others
         self.settings = Settings.model_validate(
             {
                 "site": {"name": "Test", "state_dir": self.folder},
                 "scp": {"network_timeout_s": 2.0, "acse_timeout_s": 1.0},
                 "inference": {"engine": "plaintext"},
+                "orthanc": orthanc,
                 "delivery": {
                     "destinations": destinations,
                     "first_retry_s": 5.0,
@@ -143,6 +147,35 @@ def test_a_destination_that_is_away_does_not_hold_up_the_others(site: Site, arch
     states = [(row.payload["destination"], row.state) for row in site.jobs()]
     assert states == [("away", "waiting")] * 5 + [("pacs", "done")]
     assert len({row.run_at for row in site.jobs()[:5]}) == 1  # one call, not five, told that it is away
+
+
+def test_one_report_reaches_the_same_archive_by_three_ways_and_is_there_once(site: Site) -> None:
+    content = report()
+    with OrthancServer(config={"DicomAlwaysAllowStore": True}) as orthanc:
+        stow = {"name": "web", "kind": "stow", "url": f"{orthanc.url}/dicom-web"}
+        rest = {"name": "rest", "kind": "orthanc"}
+        site.configure(stow, rest, orthanc={"url": orthanc.url}, pacs=orthanc.dicom_port)
+        for name in ("pacs", "web", "rest"):
+            site.queue(content, name)
+        delivery = site.delivery()
+        while delivery.run_once(NOW):
+            pass
+        assert len(orthanc.find(SOPInstanceUID=uid(content))) == 1
+    assert [row.state for row in site.jobs()] == ["done"] * 3
+    assert site.jobs()[2].result["warning"] == "the destination already held it"
+
+
+def test_settings_that_an_operator_can_mend_do_not_lose_the_delivery(site: Site, archive: Storescp) -> None:
+    absent = str(site.folder / "absent.pem")
+    tls = {"certificate": absent, "key": absent, "ca": absent}
+    at = {"ae_title": "PACS", "host": "127.0.0.1", "port": archive.port}
+    site.configure({"name": "pacs", "kind": "dicom", **at, "tls": tls})
+    site.queue(report())
+    assert site.delivery().run_once(NOW)
+    assert [(row.state, row.code) for row in site.jobs()] == [("waiting", "config")]
+    site.configure(pacs=archive.port)
+    assert site.delivery().run_once(NOW + 10)
+    assert site.jobs()[0].state == "done"
 
 
 @pytest.mark.parametrize("status", [0xA700, 0x0110])

@@ -13,7 +13,9 @@ import pytest
 from pydicom.uid import BasicTextSRStorage, Comprehensive3DSRStorage, ComprehensiveSRStorage
 
 from dicom_node import scu, uids
-from dicom_node.core.errors import Refused, Unavailable
+from dicom_node.core.errors import ConfigError, Refused, Unavailable
+from dicom_node.core.pki import Authority
+from dicom_node.core.settings import TlsSettings
 from dicom_node.scu import Scu
 from dicom_node.storage_status import judge
 
@@ -77,34 +79,22 @@ def test_a_peer_that_accepts_no_report_class_is_a_final_refusal(caller: Scu, tmp
     assert caught.value.code == "sop-class-not-accepted"
 
 
-@pytest.mark.parametrize(
-    ("status", "error"),
-    [
-        (0x0000, None),
-        (0x0111, None),
-        (0xB000, None),
-        (0xB006, None),
-        (0xB007, None),
-        (0x0110, Unavailable),
-        (0xA700, Unavailable),
-        (0xA7FF, Unavailable),
-        (0x0117, Refused),
-        (0x0122, Refused),
-        (0x0124, Refused),
-        (0xA900, Refused),
-        (0xC000, Refused),
-        (0xC123, Refused),
-    ],
-)
-def test_statuses_are_told_apart_by_what_to_do(caller: Scu, status: int, error: type[Exception] | None) -> None:
-    with scripted_scp(lambda event: status, [Comprehensive3DSRStorage]) as port:
-        if error is None:
-            receipt = caller.store(destination(port), report())
-            assert receipt.status == status
-            assert bool(receipt.warning) is (status != 0)
-        else:
-            with pytest.raises(error, match=f"0x{status:04X}"):
-                caller.store(destination(port), report())
+def test_statuses_are_told_apart_by_what_to_do(caller: Scu) -> None:
+    wanted: dict[int, type[Exception] | None] = {
+        **dict.fromkeys((0x0000, 0x0111, 0xB000, 0xB006, 0xB007)),
+        **dict.fromkeys((0x0110, 0xA700, 0xA7FF), Unavailable),
+        **dict.fromkeys((0x0117, 0x0122, 0x0124, 0xA900, 0xC000, 0xC123), Refused),
+    }
+    answers = iter(wanted)
+    with scripted_scp(lambda event: next(answers), [Comprehensive3DSRStorage]) as port:
+        for status, error in wanted.items():
+            if error is None:
+                receipt = caller.store(destination(port), report())
+                assert receipt.status == status
+                assert bool(receipt.warning) is (status != 0)
+            else:
+                with pytest.raises(error, match=f"0x{status:04X}"):
+                    caller.store(destination(port), report())
 
 
 def test_every_status_is_judged_and_only_success_and_warnings_pass() -> None:
@@ -278,3 +268,34 @@ def test_a_peer_that_accepts_nothing_leaves_an_outcome_for_every_file(tmp_path: 
         (outcome,) = scu.send([path], host="127.0.0.1", port=port, called="PACS")
     assert not outcome.ok
     assert "does not accept" in outcome.meaning
+
+
+def test_a_report_travels_over_mutual_tls(caller: Scu, tmp_path: Path) -> None:
+    ours, theirs = (Authority(tmp_path / name) for name in ("ours", "theirs"))
+    client, server = ours.issue("veilray"), theirs.issue("pacs")
+    options = ["+tls", str(server.key), str(server.certificate), "+cf", str(client.ca), "-rc"]
+    tls = TlsSettings(certificate=client.certificate, key=client.key, ca=server.ca)
+    with storescp(tmp_path / "peer", *options, classes=["Comprehensive3DSRStorage"]) as peer:
+        receipt = caller.store(destination(peer.port, tls=tls), report())
+        assert len(peer.kept()) == 1
+        assert receipt.status == 0
+        with pytest.raises(Unavailable):  # in the clear, nobody listens
+            caller.store(peer.destination, report())
+
+
+def test_a_certificate_of_another_host_is_not_accepted(caller: Scu, tmp_path: Path) -> None:
+    ours, theirs = (Authority(tmp_path / name) for name in ("ours", "theirs"))
+    client, server = ours.issue("veilray"), theirs.issue("pacs", hosts=("other.example.org",))
+    options = ["+tls", str(server.key), str(server.certificate), "+cf", str(client.ca), "-rc"]
+    tls = TlsSettings(certificate=client.certificate, key=client.key, ca=server.ca)
+    with storescp(tmp_path / "peer", *options, classes=["Comprehensive3DSRStorage"]) as peer:
+        with pytest.raises(Unavailable, match="TLS"):
+            caller.store(destination(peer.port, tls=tls), report())
+        assert peer.kept() == []
+
+
+def test_a_certificate_file_that_cannot_be_used_is_named(caller: Scu, tmp_path: Path) -> None:
+    absent = tmp_path / "absent.pem"
+    tls = TlsSettings(certificate=absent, key=absent, ca=absent)
+    with pytest.raises(ConfigError, match=r"absent\.pem"):
+        caller.echo(destination(104, tls=tls))
