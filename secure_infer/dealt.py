@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicom_node.core import failpoint, logs, tls
-from dicom_node.core.errors import ConfigError, Unavailable, VeilRayError
+from dicom_node.core.errors import ConfigError, Unavailable
 from dicom_node.core.settings import InferenceSettings
 
 from .card import ModelCard
@@ -101,6 +101,7 @@ class DealtEngine:
             dict[bytes, list[Words]](),
         )
         self._ready: deque[_Prepared] = deque()
+        self._wanted = settings.prefetch
         self._changed = threading.Condition()
         self._closed = False
         self._filler = threading.Thread(target=self._fill, name="bundles", daemon=True)
@@ -172,12 +173,15 @@ class DealtEngine:
         with self._changed:
             self._drop_stale()
             found = self._ready.popleft() if self._ready else None
+            self._wanted = self._prefetch
             self._changed.notify_all()
         return found
 
     def _drop_stale(self) -> None:
+        """Drop bundles that waited too long; they are replaced after the next query, not through an idle night."""
         while self._ready and self._ready[0].stale_at <= self._monotonic():
             self._ready.popleft().drop()
+            self._wanted -= 1
 
     def _drop_all(self) -> None:
         with self._changed:
@@ -190,14 +194,14 @@ class DealtEngine:
         pause_s = FIRST_PAUSE_S
         while True:
             with self._changed:
-                while not self._closed and len(self._ready) >= self._prefetch:
+                while not self._closed and len(self._ready) >= self._wanted:
                     self._changed.wait(timeout=FIRST_PAUSE_S)
                     self._drop_stale()
                 if self._closed:
                     return
             try:
                 prepared = self._prepare()
-            except VeilRayError as error:
+            except Exception as error:
                 log.warning("prefetch-paused", duration_s=pause_s, **logs.describe(error))
                 with self._changed:
                     self._changed.wait_for(lambda: self._closed, timeout=pause_s)

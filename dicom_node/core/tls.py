@@ -25,6 +25,14 @@ from .settings import TlsSettings
 Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 #: X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED (OpenSSL x509_vfy.h).
 OUT_OF_DATE = (9, 10)
+SOCKET_OPTIONS = (
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),  # a message is one write; waiting for more only adds delay
+    # Connections may wait for minutes: firewalls must not forget them, and a vanished peer must be noticed.
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+)
 
 
 def server_context(settings: TlsSettings) -> ssl.SSLContext:
@@ -142,7 +150,8 @@ def handshake(plain: socket.socket, context: ssl.SSLContext, timeout_s: float, *
         As `connect`.
     """
     plain.settimeout(timeout_s)
-    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a message is one write; waiting only adds delay
+    for level, option, value in SOCKET_OPTIONS:
+        plain.setsockopt(level, option, value)
     try:
         connection = context.wrap_socket(plain, server_side=server_side, do_handshake_on_connect=False)
     except OSError as error:  # the caller is gone already

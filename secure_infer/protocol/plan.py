@@ -49,7 +49,8 @@ class Plan:
         self.largest_half = overhead(Half) + corrections
         self.largest_masked = [overhead(Masked) + size for size in inputs]
         self.largest_output = overhead(Output) + prod(self.shapes[-1].output) * self.ring.width
-        if max(self.largest_ready, self.largest_half, *self.largest_masked) > LARGEST_FRAME:
+        frames = (self.largest_ready, self.largest_half, *self.largest_masked)
+        if max(frames) > LARGEST_FRAME or len(self.encoded) > LARGEST_PROGRAM:
             raise ConfigError("the program is too large for this protocol", code="program-too-large")
 
     @classmethod

@@ -75,7 +75,8 @@ class Server:
         self._per_peer: Counter[str] = Counter()
         self._stopping = False
         try:
-            self._listener = socket.create_server((host, port), backlog=BACKLOG)
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            self._listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
         except OSError as error:
             raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror}", code="listen") from error
         self.port: int = self._listener.getsockname()[1]

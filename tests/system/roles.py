@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,18 @@ from dicom_node.launch import Service
 from secure_infer import dealer, party
 from secure_infer.card import ModelCard, Program
 from secure_infer.dealt import DealtEngine
+from secure_infer.engine import PlaintextEngine
 from secure_infer.models import ModelStore
 from secure_infer.protocol.channel import Channel
+from secure_infer.protocol.messages import Deal
 from tests.secure_infer.small_model import PUBLISHER_HEX, program, publish
 
 #: The default model's head, and the same head for hospitals that shall see no map.
 MAP = program(1280, 3, columns=49, fraction=20, output=4096.0)
 POOLED = program(1280, 3, columns=1, fraction=20, output=4096.0)
 HOSPITALS = ("hospital", "second")
+#: Longer than any frame of the protocol here.
+LARGE = 1 << 20
 
 
 class Roles:
@@ -125,6 +130,34 @@ class Roles:
 def features(seed: int = 0, made: Program = MAP) -> np.ndarray:
     """Positive, mostly small features, as a trunk that ends in ReLU6 gives them."""
     return np.random.default_rng(seed).exponential(0.5, size=(49, made.layers[0].in_features)).clip(0, 6)
+
+
+def ask(engine: DealtEngine, seed: int = 0) -> np.ndarray:
+    try:
+        return engine.infer(features(seed)).logits
+    finally:
+        engine.close()
+
+
+def plain(roles: Roles, seed: int = 0) -> np.ndarray:
+    return PlaintextEngine(MAP, roles.weights()).infer(features(seed)).logits
+
+
+def wait_for_bundles(engine: DealtEngine, count: int) -> None:
+    deadline = time.monotonic() + 20
+    while len(engine._ready) < count:
+        assert time.monotonic() < deadline, "no bundle was fetched ahead"
+        time.sleep(0.02)
+
+
+def bundle_for(roles: Roles, who: str = "hospital") -> tuple[bytes, bytes]:
+    """Have a bundle dealt; identifier, and hash of the model."""
+    engine = roles.engine(who=who)
+    terms = engine._terms
+    engine.close()
+    with roles.channel("dealer", who) as dealer:
+        dealer.send(Deal(b"s" * 16, terms.model, terms.party, terms.plan.encoded))
+        return dealer.receive(LARGE).bundle, terms.model
 
 
 def main(role: str, file: str) -> int:
