@@ -19,7 +19,6 @@ from dicom_node.core.database import Database, audit_event, job
 from dicom_node.core.settings import Settings
 from dicom_node.delivery import Delivery
 from dicom_node.store import Store
-
 from tests.system.orthanc_server import OrthancServer
 
 from .peers import Storescp, free_port, report, scripted_scp, storescp, uid
