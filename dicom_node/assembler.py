@@ -17,7 +17,7 @@ from . import study as studies
 from .core import audit, jobs, logs
 from .core.audit import Event, Outcome, Record
 from .core.database import Database, instance, job, study
-from .core.errors import IntegrityError, Refused, VeilRayError
+from .core.errors import IntegrityError, Refused, Unavailable, VeilRayError
 from .core.failpoint import reach
 from .core.settings import Population, Settings
 from .store import Store
@@ -69,15 +69,28 @@ class Assembler:
         self._open_studies = open_studies
 
     def run_once(self, now: float) -> bool:
-        """Assemble every study that is complete at `now` (seconds since the epoch); false when none was."""
+        """Assemble every study that is complete at `now` (seconds since the epoch); false when none was.
+
+        Raises
+        ------
+        Unavailable
+            Disk or database could not serve at least one of them; the others are assembled.
+        """
         with self._database.read() as connection:
             candidates = studies.quiet(connection, now, self._quiet_s)
         if not candidates:
             return False
         carried = self._open_studies()
         complete = [row for row in candidates if row.study_instance_uid not in carried]
+        failed: Unavailable | None = None
         for row in complete:
-            self._assemble(row, now)
+            try:
+                self._assemble(row, now)
+            except Unavailable as error:  # what cannot be judged now must not hold up the other studies
+                log.warning("study-not-assembled", study_id=row.id, **logs.describe(error))
+                failed = error
+        if failed is not None:
+            raise failed
         return bool(complete)
 
     def _assemble(self, row: sa.Row[Any], now: float) -> None:
@@ -148,5 +161,5 @@ class Assembler:
             return False
         code, reason = max(judged.reasons, key=lambda each: TELLING.index(each[0]) if each[0] in TELLING else -1)
         closed = job.update().where(job.c.key == key)
-        connection.execute(closed.values(state="refused", finished_at=now, code=code, message=reason))
+        connection.execute(closed.values(state="refused", finished_at=now, code=code, message=reason[:400]))
         return True

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pydicom
 import sqlalchemy as sa
+from pydicom._uid_dict import UID_dictionary
 from pydicom.uid import (
     ComputedRadiographyImageStorage,
     DigitalXRayImageStorageForPresentation,
@@ -122,9 +123,7 @@ class Store:
             The disk is full.
         """
         if not self.takes(sop_class_uid):
-            name = pydicom.uid.UID(sop_class_uid).name if part10.is_uid(sop_class_uid) else "unknown"
-            if name == sop_class_uid:
-                name = "private"
+            name = UID_dictionary.get(sop_class_uid, ("private or unknown objects",))[0]
             raise RejectedInstance(
                 f"the node takes CR, DX and SC images alone, not {name}",
                 status=part10.SOP_CLASS_NOT_SUPPORTED,

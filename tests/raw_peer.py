@@ -110,13 +110,9 @@ class RawPeer:
             part = view[start : start + room]
             last = start + room >= len(view)
             header = struct.pack(">BxIIBB", 4, len(part) + 6, len(part) + 2, context_id, last << 1)
-            self.socket.sendmsg([header, part]) if len(part) < 4096 else self._send(header, part)
+            self.socket.sendall(header)
+            self.socket.sendall(part)
         return self.status()
-
-    def _send(self, header: bytes, part: memoryview) -> None:
-        sent = self.socket.sendmsg([header, part])
-        if sent < len(header) + len(part):
-            self.socket.sendall((header + part)[sent:])
 
     def send_command(self, encoded: bytes, context_id: int = 1) -> None:
         """Send a command set."""

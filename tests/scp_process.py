@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,12 +42,14 @@ def running(
     """The service in a child process, under the command `prefix` (e.g. strace); yields the process and its port."""
     command = [*prefix, sys.executable, "-m", "tests.scp_process", str(state_dir)]
     environment = {**os.environ, **(environment or {})}
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as process:
         try:
             assert process.stdout is not None
             yield process, int(process.stdout.readline())
         finally:
-            process.terminate()
+            os.killpg(process.pid, signal.SIGTERM)  # the prefix and what it started
             process.wait(timeout=20)
 
 

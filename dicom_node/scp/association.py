@@ -61,8 +61,10 @@ class Association:
 
     @property
     def studies(self) -> frozenset[str]:
-        """Study Instance UIDs that came over this association so far."""
-        return frozenset(self._studies.copy())
+        """Study Instance UIDs that came over this association so far, that of the data set under way included."""
+        reception = self._reception  # the association's thread may drop it meanwhile, but only after noting its study
+        under_way = reception.study_instance_uid if reception is not None else None
+        return frozenset(self._studies.copy() | ({under_way} if under_way is not None else set()))
 
     def run(self) -> None:
         """Serve the connection until it ends, in whatever way."""
@@ -197,10 +199,11 @@ class Association:
         """Answer a complete message."""
         comment = ""
         if self._reception is not None:
-            reception, self._reception = self._reception, None
-            self._note(reception)
+            reception = self._reception
             status, comment = reception.finish()
-            self._note(reception)
+            if reception.study_instance_uid is not None:
+                self._studies.add(reception.study_instance_uid)
+            self._reception = None
         elif command.field == dimse.C_ECHO:
             status = dimse.SUCCESS
         elif command.field == dimse.C_CANCEL:  # PS3.7 9.3.2.3: there is no response to it
@@ -209,10 +212,6 @@ class Association:
             status = dimse.UNRECOGNISED_OPERATION
         answer = dimse.response(command, status, comment)
         self._socket.sendall(dimse.command_pdus(answer, context_id, self._peer_maximum))
-
-    def _note(self, reception: Reception) -> None:
-        if reception.study_instance_uid is not None:
-            self._studies.add(reception.study_instance_uid)
 
     def _abort(self, reason: int) -> None:
         """Send A-ABORT as service provider, if the peer still listens."""

@@ -60,9 +60,11 @@ class Reception:
         """Keep the data set and return status and Error Comment for the sender."""
         if self._error is None and self._incoming is not None:
             try:
+                self.study_instance_uid = self._incoming.identity().study_instance_uid
                 self._store.receive(self._incoming, self._source)
             except Exception as error:
                 self._error = error
+                self.discard()
         return (SUCCESS, "") if self._error is None else self._explain(self._error)
 
     def discard(self) -> None:
