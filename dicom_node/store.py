@@ -28,7 +28,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from . import durable, part10, records
+from . import durable, malformed, part10, records
 from .core import audit, logs
 from .core.audit import Event, Outcome, Record
 from .core.database import Database, instance
@@ -236,10 +236,8 @@ class Store:
             It is as it was received, and cannot be parsed.
         """
         content = self._verified(sha256)
-        try:
+        with malformed.refused("the data set"):
             return pydicom.dcmread(io.BytesIO(content), force=True)
-        except Exception as error:  # pydicom raises whatever its parser stumbles on, RecursionError included
-            raise Refused("the data set cannot be parsed", code="unreadable") from error
 
     def put_report(self, content: bytes) -> str:
         """Keep one of our own reports (a whole PS3.10 file), as durably as an instance, and return its SHA-256."""
