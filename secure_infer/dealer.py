@@ -120,7 +120,8 @@ class Dealer:
             channel.send(answer)
         except VeilRayError as error:
             named = asked.bundle.hex() if isinstance(asked, Fetch) else ""
-            log.warning("request-refused", fingerprint=channel.peer, bundle_id=named, **logs.describe(error))
+            note = log.info if error.code == "connection-closed" else log.warning  # `dicom-node check` only opens
+            note("request-refused", fingerprint=channel.peer, bundle_id=named, **logs.describe(error))
             channel.fail(error)
             return
         event = "bundle-dealt" if isinstance(answer, Bundle) else "bundle-handed-over"

@@ -136,7 +136,9 @@ class Party:
             self._run(session, channel)
         except VeilRayError as error:
             session.abort()
-            log.warning("query-aborted", **self._about(session, channel), **logs.describe(error))
+            # A hospital that closes has dropped a bundle it did not need: that is no fault.
+            note = log.info if error.code == "connection-closed" else log.warning
+            note("query-aborted", **self._about(session, channel), **logs.describe(error))
             channel.fail(error)
         finally:
             session.abort()

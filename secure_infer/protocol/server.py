@@ -17,6 +17,8 @@ from .channel import Channel, end_both_ways
 
 log = logs.get(__name__)
 BACKLOG = 128
+#: A connection that has not ended by then dies with the process.
+STOP_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Server:
         self._handle = handle
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
+        self._threads: set[threading.Thread] = set()
         self._per_peer: Counter[str] = Counter()
         self._stopping = False
         try:
@@ -96,9 +99,12 @@ class Server:
         self._stopping = True
         with self._lock:
             open_now = [self._listener, *self._sockets]
+            threads = [self._thread, *self._threads]
         for one in open_now:
             _end(one)
-        self._thread.join(timeout=5.0)
+        deadline = time.monotonic() + STOP_S
+        for thread in threads:
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
 
     def _accept(self) -> None:
         while not self._stopping:
@@ -118,7 +124,11 @@ class Server:
                 log.warning("connection-refused", address=str(address[0]), code="too-many-connections")
                 plain.close()
                 continue
-            threading.Thread(target=self._serve, args=(plain, str(address[0])), name="connection", daemon=True).start()
+            arguments = (plain, str(address[0]))
+            thread = threading.Thread(target=self._serve, args=arguments, name="connection", daemon=True)
+            with self._lock:
+                self._threads.add(thread)
+                thread.start()  # within the lock: `stop` joins no thread that was not started
 
     def _serve(self, plain: socket.socket, address: str) -> None:
         opened: socket.socket = plain
@@ -137,6 +147,7 @@ class Server:
         finally:
             with self._lock:
                 self._sockets.discard(opened)
+                self._threads.discard(threading.current_thread())
             _end(opened)
 
     def _converse(self, channel: Channel) -> None:
