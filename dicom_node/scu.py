@@ -172,9 +172,11 @@ class Scu:
         for path in paths:
             try:
                 meta = pydicom.filereader.read_file_meta_info(path)
+                if not meta.MediaStorageSOPInstanceUID:
+                    raise ValueError("nothing to announce the instance by")
                 pending.append((path, meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID))
             except (InvalidDicomError, AttributeError, OSError, EOFError, ValueError):
-                yield Outcome(path, None, "not a DICOM file with file meta information (PS3.10)", False)
+                yield Outcome(path, None, "not a DICOM file with complete file meta information (PS3.10)", False)
         while pending:
             wanted = dict.fromkeys(item[1:] for item in pending)
             contexts = [build_context(sop_class, syntax) for sop_class, syntax in list(wanted)[:MAXIMUM_CONTEXTS]]

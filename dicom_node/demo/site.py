@@ -14,6 +14,24 @@ SENDER_AE = "MODALITY"
 PACS_AE = "PACS"
 OVERRIDE = "demonstration on made-up or published images; no patient's care depends on it"
 
+DICOM_DESTINATION = f"""\
+[[delivery.destinations]]
+name = "pacs"
+kind = "dicom"
+ae_title = "{PACS_AE}"
+host = "127.0.0.1"
+port = {{port}}
+"""
+ORTHANC = """\
+[[delivery.destinations]]
+name = "orthanc"
+kind = "orthanc"
+[orthanc]
+url = "{url}"
+change_feed = true
+poll_s = 0.2
+"""
+
 
 class Ports(NamedTuple):
     """The loopback ports of one demonstration."""
@@ -26,7 +44,14 @@ class Ports(NamedTuple):
 
 
 def write_settings(
-    folder: Path, ports: Ports, pacs_port: int | None, quiet_s: float, engine: str, *, enforce_age: bool
+    folder: Path,
+    ports: Ports,
+    *,
+    pacs_port: int | None,
+    orthanc_url: str | None,
+    quiet_s: float,
+    engine: str,
+    enforce_age: bool,
 ) -> None:
     """Write `site.toml`, `party.toml` and `dealer.toml`, and the certificates they name.
 
@@ -34,6 +59,8 @@ def write_settings(
     ----------
     pacs_port : int or None
         Where reports go by C-STORE; nowhere when None.
+    orthanc_url : str or None
+        An Orthanc whose change feed is read, and to which reports go by its REST API.
     enforce_age : bool
         False classifies any age: real files given to the demonstration are often of adults.
     """
@@ -85,7 +112,8 @@ fingerprint = "{prints["dealer"]}"
 port = {ports.web}
 
 [delivery]
-{_destination(pacs_port)}
+{"" if pacs_port is None else DICOM_DESTINATION.format(port=pacs_port)}
+{"" if orthanc_url is None else ORTHANC.format(url=orthanc_url)}
 """
     )
     (folder / "party.toml").write_text(
@@ -114,19 +142,6 @@ parties = ["{prints["party"]}"]
 {material["dealer"]}
 """
     )
-
-
-def _destination(pacs_port: int | None) -> str:
-    if pacs_port is None:
-        return ""
-    return f"""\
-[[delivery.destinations]]
-name = "pacs"
-kind = "dicom"
-ae_title = "{PACS_AE}"
-host = "127.0.0.1"
-port = {pacs_port}
-"""
 
 
 def _quoted(value: object) -> str:

@@ -87,15 +87,25 @@ class Stack:
         """Whether every service runs."""
         return all(service.alive for service in self.services.values())
 
-    def start(self, pacs_port: int | None) -> None:
+    def start(self, pacs_port: int | None = None, orthanc_url: str | None = None) -> None:
         """Write the settings and start every service; return when all are ready.
 
         Parameters
         ----------
         pacs_port : int or None
-            DICOM port of the PACS on loopback that takes the reports; None leaves them undelivered.
+            DICOM port of a PACS on loopback that takes the reports.
+        orthanc_url : str or None
+            An Orthanc whose change feed is read and that takes the reports by REST.
         """
-        write_settings(self.folder, self._ports, pacs_port, self._quiet_s, self._engine, enforce_age=self._enforce_age)
+        write_settings(
+            self.folder,
+            self._ports,
+            pacs_port=pacs_port,
+            orthanc_url=orthanc_url,
+            quiet_s=self._quiet_s,
+            engine=self._engine,
+            enforce_age=self._enforce_age,
+        )
         for name in ("dealer", "serve"):  # the others need the dealer's and the database's presence to be ready
             self.services[name].start()
         for name in ("dealer", "serve"):
