@@ -32,7 +32,7 @@ from . import durable, malformed, part10, records
 from .core import audit, logs
 from .core.audit import Event, Outcome, Record
 from .core.database import Database, instance
-from .core.errors import ConfigError, IntegrityError, Refused, RejectedInstance, Unavailable
+from .core.errors import ConfigError, IntegrityError, RejectedInstance, Unavailable
 from .core.failpoint import reach
 from .core.settings import Settings
 from .incoming import HEADER_BYTES, LONGEST_HEADER_BYTES, Incoming, content_hash

@@ -26,7 +26,7 @@ from tests.raw_peer import ACCEPTED, RawPeer, encode, image
 from tests.scp_process import ROOT, running
 
 #: name: (side of the image in pixels of 2 bytes, senders, instances per sender)
-LOADS = {"8mb_x1": (2000, 1, 40), "8mb_x4": (2000, 4, 15), "05mb_x1": (500, 1, 100), "05mb_x4": (500, 4, 75)}
+LOADS = {"8mb_x1": (2000, 1, 24), "8mb_x4": (2000, 4, 10), "05mb_x1": (500, 1, 80), "05mb_x4": (500, 4, 60)}
 
 
 def send(port: int, called: str, side: int, count: int, seed: str) -> None:
