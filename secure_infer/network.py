@@ -223,7 +223,7 @@ class Trunk:
         unknown = [tap for tap in taps if tap not in STAGE_NAMES]
         if unknown or not taps:
             raise ConfigError(f"the trunk has no stage {', '.join(unknown) or '(none named)'}", code="unknown-stage")
-        self.taps = tuple(taps)
+        self.taps, self.sha256 = tuple(taps), sha256
         last = max(taps, key=STAGE_NAMES.index)
         self.stages = {name: stage.eval() for name, stage in build(public_checkpoint(sha256), last).items()}
         specs = {spec.name: spec for spec in STAGES}

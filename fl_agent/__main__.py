@@ -1,0 +1,81 @@
+"""The command `fl-agent`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from dicom_node.core.errors import VeilRayError
+from secure_infer.card import ModelCard
+from secure_infer.models import ModelStore, public_hex, signing_key
+
+from .produce import Order, produce
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train pneumonia models with differential privacy.")
+
+
+@app.callback()
+def commands() -> None:
+    """Keep `train` a command of its own, though it is the only one so far."""
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Option(help="Folder that holds kermany224.", exists=True, file_okay=False)],
+    out: Annotated[Path, typer.Option(help="Model store that receives the new version.")],
+    version: Annotated[str, typer.Option(help="Version of the new model; never used again.")],
+    epsilon: Annotated[float, typer.Option(help="Privacy budget of one patient.", min=0.01)] = 3.0,
+    delta: Annotated[float, typer.Option(help="Delta; below 1 / patients.", min=1e-12, max=0.5)] = 1e-4,
+    seed_for_split: Annotated[int, typer.Option(help="Chooses the validation patients; no secret.")] = 2018,
+    signing_key_file: Annotated[
+        Path, typer.Option("--signing-key", help="Ed25519 key (PEM) that signs the card; made where absent.")
+    ] = Path("publisher.pem"),
+    cache: Annotated[Path, typer.Option(help="Folder for the trunk's features: patient data.")] = Path("feature-cache"),
+    threads: Annotated[int, typer.Option(help="Processor threads.", min=1, max=64)] = 2,
+) -> None:
+    """Train, calibrate, evaluate once on the test split, sign and publish a model."""
+    torch.set_num_threads(threads)
+    console = Console()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    try:
+        key = signing_key(signing_key_file)
+        with Progress(*columns, console=console) as bars:
+            tasks: dict[str, TaskID] = {}
+
+            def progress(what: str, done: int, total: int) -> None:
+                if what not in tasks:
+                    tasks[what] = bars.add_task(what, total=total)
+                bars.update(tasks[what], completed=done)
+
+            order = Order(data, cache, version, epsilon, delta, seed_for_split)
+            card = produce(order, ModelStore(out), key, progress)
+    except VeilRayError as error:
+        console.print(f"[red]{error.code}[/red]: {error}")
+        raise typer.Exit(error.exit_status) from error
+    console.print(_table(card))
+    console.print(f"published {out / version}, signed by {public_hex(key)}")
+
+
+def _table(card: ModelCard) -> Table:
+    privacy = card.privacy
+    table = Table(title=f"{card.name} {card.version}: epsilon {privacy.epsilon}, delta {privacy.delta:g}, per patient")
+    for column in ("test figure", "value", "95 % interval"):
+        table.add_column(column, justify="left" if column == "test figure" else "right")
+    for figure in card.figures:
+        table.add_row(figure.name, f"{figure.value:.3f}", f"{figure.low:.3f} to {figure.high:.3f}")
+    return table
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

