@@ -48,6 +48,7 @@ class Site:
                 "site": {"name": "Test", "state_dir": self.folder},
                 "scp": {"network_timeout_s": 2.0, "acse_timeout_s": 1.0},
                 "inference": {"engine": "plaintext"},
+                "jobs": {"lease_s": 1.0},
                 "orthanc": orthanc,
                 "delivery": {
                     "destinations": destinations,
