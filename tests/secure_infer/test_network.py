@@ -1,0 +1,132 @@
+"""The trunk is EfficientNet-Lite0 to the digit, and what it gives is linear in what the private head needs."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dicom_node.core.errors import ConfigError, IntegrityError
+from secure_infer import network
+from secure_infer.network import STAGES, Trunk, public_checkpoint
+
+TAPS = ("block10", "block13", "head")
+
+
+@pytest.fixture(scope="module")
+def trunk() -> Trunk:
+    return Trunk(TAPS)
+
+
+@pytest.fixture(scope="module")
+def image() -> np.ndarray:
+    """A picture with edges, ramps and noise that uses the whole grey range."""
+    rows, columns = np.mgrid[0:224, 0:224] / 223.0
+    shape = ((rows - 0.5) ** 2 + (columns - 0.4) ** 2 < 0.1) * 0.4
+    noise = np.random.default_rng(4).uniform(0, 0.2, (224, 224))
+    return np.clip(0.5 * rows + shape + noise, 0, 1).astype(np.float32)
+
+
+def convolve(
+    x: Tensor, weights: dict[str, Tensor], name: str, norm: str, stride: int = 1, *, depthwise: bool
+) -> Tensor:
+    """A convolution with TensorFlow's SAME padding and its BatchNorm, as in the papers: nothing folded."""
+    weight = weights[f"{name}.weight"].double()
+    sides = []
+    for size in (x.shape[3], x.shape[2]):
+        missing = max((-(-size // stride) - 1) * stride + weight.shape[2] - size, 0)
+        sides += [missing // 2, missing - missing // 2]
+    x = functional.conv2d(functional.pad(x, sides), weight, stride=stride, groups=weight.shape[0] if depthwise else 1)
+    mean, variance, gamma, beta = (
+        weights[f"{norm}.{part}"].double() for part in ("running_mean", "running_var", "weight", "bias")
+    )
+    return functional.batch_norm(x, mean, variance, gamma, beta, eps=1e-3)
+
+
+def unfolded(image: np.ndarray) -> dict[str, Tensor]:
+    """The same network with three colour channels, BatchNorm and float64."""
+    weights = public_checkpoint()
+    x = torch.from_numpy(image.astype(np.float64))[None, None].expand(1, 3, 224, 224) * 255
+    x = functional.relu6(convolve((x - 127) / 128, weights, "_conv_stem", "_bn0", 2, depthwise=False))
+    kept = {"stem": x}
+    for number, spec in enumerate(STAGES[1:-1]):
+        prefix, y = f"_blocks.{number}.", x
+        if spec.expansion > 1:
+            y = functional.relu6(convolve(y, weights, f"{prefix}_expand_conv", f"{prefix}_bn0", depthwise=False))
+        y = convolve(y, weights, f"{prefix}_depthwise_conv", f"{prefix}_bn1", spec.stride, depthwise=True)
+        y = convolve(functional.relu6(y), weights, f"{prefix}_project_conv", f"{prefix}_bn2", depthwise=False)
+        x = x + y if x.shape == y.shape else y
+        kept[spec.name] = x
+    kept["head"] = functional.relu6(convolve(x, weights, "_conv_head", "_bn1", depthwise=False))
+    return kept
+
+
+def test_folded_stages_equal_the_network_with_batch_norm(image: np.ndarray) -> None:
+    expected = unfolded(image)
+    every = Trunk([spec.name for spec in STAGES])
+    with torch.inference_mode():
+        found = every.run((torch.from_numpy(image)[None, None] * 255 - 127) / 128)
+    for spec in STAGES:
+        assert found[spec.name].shape == (1, spec.channels_out, spec.side, spec.side)
+        scale = float(expected[spec.name].abs().max())
+        torch.testing.assert_close(found[spec.name].double() / scale, expected[spec.name] / scale, atol=1e-5, rtol=0)
+
+
+def test_features_are_pooled_to_the_grid_and_scaled_to_unit_length(trunk: Trunk, image: np.ndarray) -> None:
+    expected, blocks = unfolded(image), []
+    for tap in TAPS:
+        grid = expected[tap][0].numpy()
+        step = grid.shape[1] // 7
+        cells = grid.reshape(len(grid), 7, step, 7, step).mean((2, 4)).reshape(len(grid), 49).T
+        blocks.append(cells / np.linalg.norm(cells.mean(0)) / np.sqrt(3))
+    found = trunk.features(image)
+    assert found.dtype == np.float64
+    assert found.shape == (49, trunk.channels)
+    np.testing.assert_allclose(found, np.concatenate(blocks, 1), atol=2e-5)
+    assert np.linalg.norm(found.mean(0)) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_batch_gives_what_its_images_give(trunk: Trunk, image: np.ndarray) -> None:
+    both = trunk.features_of(np.stack([image, image[:, ::-1]])).numpy()
+    np.testing.assert_allclose(both[0], trunk.features(image), atol=1e-5)
+    np.testing.assert_allclose(both[1], trunk.features(image[:, ::-1]), atol=1e-5)
+
+
+def test_the_suffix_after_any_cut_gives_the_same_output(trunk: Trunk, image: np.ndarray) -> None:
+    x = (torch.from_numpy(image)[None, None] * 255 - 127) / 128
+    with torch.inference_mode():
+        whole = trunk.run(x)["head"]
+        for before, after in itertools.pairwise(STAGES):
+            cut = trunk.run(x, last=before.name)[before.name]
+            torch.testing.assert_close(trunk.run(cut, first=after.name)["head"], whole)
+
+
+@pytest.mark.parametrize("grey", [0.0, 0.5, 1.0])
+def test_an_even_image_stays_finite_and_within_the_bound(trunk: Trunk, grey: float) -> None:
+    found = trunk.features(np.full((224, 224), grey, dtype=np.float32))
+    assert np.isfinite(found).all()
+    assert np.abs(found).max() <= network.FEATURE_BOUND
+
+
+def test_another_checkpoint_is_refused_before_it_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def parsed(*_: object, **__: object) -> None:
+        raise AssertionError("an unverified file reached the parser")
+
+    monkeypatch.setattr(torch, "load", parsed)
+    with pytest.raises(IntegrityError, match="SHA-256"):
+        Trunk(TAPS, sha256="0" * 64)
+
+
+@pytest.mark.parametrize("taps", [(), ("block16",), ("head", "tail")])
+def test_an_unknown_stage_is_refused(taps: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match="no stage"):
+        Trunk(taps)
+
+
+def test_an_image_of_another_size_is_refused(trunk: Trunk) -> None:
+    with pytest.raises(ValueError, match="224 x 224"):
+        trunk.features(np.zeros((224, 223), dtype=np.float32))
