@@ -52,12 +52,15 @@ def serve(settings: Settings) -> int:
     for number in range(DELIVERY_THREADS):
         name = f"delivery-{number}"
         rounds[name] = Delivery(settings, database, store, owner=jobs.owner_name(name)).run_once
-    if feed_wanted:
-        rounds["change-feed"] = ChangeFeed(settings, database, store).run_once
+    feed = ChangeFeed(settings, database, store) if feed_wanted else None
+    if feed is not None:
+        rounds["change-feed"] = feed.run_once
     steps = {name: _now(one) for name, one in rounds.items()}
     log.info("ready", ae_title=settings.scp.ae_title, port=scp.port, audit_seq=seq, audit_head=head)
     status = loops.run(steps, settings.jobs.poll_s, stop)
     scp.stop()
+    if feed is not None:
+        feed.close()
     with database.write() as connection:
         audit.append(connection, Record(Event.APPLICATION_ACTIVITY, "stopped", "E", "dicom-node serve"), time.time())
     database.close()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ssl
 
-from .core.errors import ConfigError
 from .core.settings import TlsSettings
+from .core.tls import load_material
 
 
 def client_context(settings: TlsSettings) -> ssl.SSLContext:
@@ -22,7 +22,7 @@ def client_context(settings: TlsSettings) -> ssl.SSLContext:
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    _load(context, settings)
+    load_material(context, settings)
     return context
 
 
@@ -41,15 +41,5 @@ def server_context(settings: TlsSettings) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM")
     context.verify_mode = ssl.CERT_REQUIRED
-    _load(context, settings)
+    load_material(context, settings)
     return context
-
-
-def _load(context: ssl.SSLContext, settings: TlsSettings) -> None:
-    try:
-        context.load_verify_locations(settings.ca)
-        context.load_cert_chain(settings.certificate, settings.key)
-    except (OSError, ssl.SSLError) as error:
-        files = f"{settings.certificate}, {settings.key}, {settings.ca}"
-        reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or type(error).__name__
-        raise ConfigError(f"cannot use the TLS files {files}: {reason}") from error

@@ -64,6 +64,18 @@ def _context(protocol: ssl._SSLMethod, settings: TlsSettings) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False
     context.verify_mode = ssl.CERT_REQUIRED
+    load_material(context, settings)
+    return context
+
+
+def load_material(context: ssl.SSLContext, settings: TlsSettings) -> None:
+    """Give a context this side's certificate and the authorities of the other side.
+
+    Raises
+    ------
+    ConfigError
+        A file cannot be read, or the key does not belong to the certificate.
+    """
     try:
         context.load_cert_chain(settings.certificate, settings.key)
         context.load_verify_locations(settings.ca)
@@ -71,7 +83,6 @@ def _context(protocol: ssl._SSLMethod, settings: TlsSettings) -> ssl.SSLContext:
         files = f"{settings.certificate}, {settings.key}, {settings.ca}"
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
         raise ConfigError(f"cannot use the TLS files {files}: {reason}", code="tls-files") from error
-    return context
 
 
 def fingerprint(certificate: Path) -> str:
