@@ -106,6 +106,33 @@ class Trained:
         return found
 
 
+def _release(name: str, partition: str, patients: int, noise: float) -> Mechanism:
+    return Mechanism(
+        name=name,
+        partition=partition,
+        kind="Gaussian",
+        patients=patients,
+        sampling_rate=1.0,
+        noise_multiplier=noise,
+        clip=1.0,
+        steps=1,
+    )
+
+
+def _descent(name: str, partition: str, patients: int, recipe: Recipe) -> Mechanism:
+    """Describe a descent whose noise `noise_for` has yet to choose."""
+    return Mechanism(
+        name=name,
+        partition=partition,
+        kind="DP-SGD",
+        patients=patients,
+        sampling_rate=recipe.sampling_rate,
+        noise_multiplier=1.0,
+        clip=recipe.clip,
+        steps=recipe.steps,
+    )
+
+
 def train_head(
     pooled: NDArray[np.float32],
     films: Films,
@@ -134,19 +161,8 @@ def train_head(
         `head.weight` and `head.bias`, for the features as they are: centring and scaling are folded in.
     mechanisms : tuple of Mechanism
     """
-    partition = {"partition": "training patients", "patients": films.count}
-    mean = Mechanism(
-        name="mean feature",
-        kind="Gaussian",
-        sampling_rate=1.0,
-        noise_multiplier=MEAN_NOISE,
-        clip=1.0,
-        steps=1,
-        **partition,
-    )
-    shape = {"sampling_rate": recipe.sampling_rate, "clip": recipe.clip, "steps": recipe.steps}
-    descent = Mechanism(name="head", kind="DP-SGD", noise_multiplier=1.0, **shape, **partition)
-    descent = noise_for(*budget, descent, [mean])
+    mean = _release("mean feature", "training patients", films.count, MEAN_NOISE)
+    descent = noise_for(*budget, _descent("head", "training patients", films.count, recipe), [mean])
 
     per_patient = np.zeros((films.count, pooled.shape[2]))
     np.add.at(per_patient, films.patients, pooled.mean(1))
@@ -187,20 +203,8 @@ def calibrate(
         Of the patients (their images counting equally) whose answer is undetermined, with noise, within 0..1.
     mechanisms : tuple of Mechanism
     """
-    partition = {"partition": "validation patients", "patients": films.count}
-    band = Mechanism(
-        name="undetermined share",
-        kind="Gaussian",
-        sampling_rate=1.0,
-        noise_multiplier=BAND_NOISE,
-        clip=1.0,
-        steps=1,
-        **partition,
-    )
-    shape = {"sampling_rate": CALIBRATION.sampling_rate, "clip": CALIBRATION.clip, "steps": CALIBRATION.steps}
-    descent = noise_for(
-        *budget, Mechanism(name="calibration", kind="DP-SGD", noise_multiplier=1.0, **shape, **partition), [band]
-    )
+    band = _release("undetermined share", "validation patients", films.count, BAND_NOISE)
+    descent = noise_for(*budget, _descent("calibration", "validation patients", films.count, CALIBRATION), [band])
     # One shared row of four weights, scale and three offsets, applied to (logit of the class, one-hot of the class).
     inputs = np.empty((len(logits), 1, 3, 4), dtype=np.float32)
     inputs[:, 0, :, 0] = logits / LOGIT_SCALE
@@ -221,13 +225,14 @@ def calibrate(
     scale /= LOGIT_SCALE
     if scale <= 0:
         raise ConfigError("calibration turned the logits round: the head has learned nothing", code="training-failed")
-    centred = tuple(value - sum(offsets) / 3 for value in offsets)
+    mean = sum(offsets) / 3
+    centred = (offsets[0] - mean, offsets[1] - mean, offsets[2] - mean)
 
     pneumonia = 1.0 - softmax(scale * logits + np.array(centred), axis=1)[:, 0]
     inside = (pneumonia >= ABSENT_BELOW) & (pneumonia < PRESENT_FROM)
     per_patient = np.bincount(films.patients, inside) / np.bincount(films.patients)
     share = release_mean(per_patient[:, None], band.clip, band.noise_multiplier, source)[0]
-    return scale, centred, float(np.clip(share, 0.0, 1.0)), (descent, band)  # type: ignore[return-value]
+    return scale, centred, float(np.clip(share, 0.0, 1.0)), (descent, band)
 
 
 def produce(order: Order, store: ModelStore, key: Ed25519PrivateKey, progress: Progress) -> ModelCard:
@@ -263,8 +268,8 @@ def produce(order: Order, store: ModelStore, key: Ed25519PrivateKey, progress: P
     weights = {name: tensor.astype(np.float32).astype(np.float64) for name, tensor in weights.items()}
     head = Trained(weights, 1.0, (0.0, 0.0, 0.0), 0.0, spent)
     held_out = features(validation, VIEWS[:1], "validation features")[:, 0]
-    *found, more = calibrate(head.logits(held_out), validation, budget, source, progress)
-    trained = Trained(weights, *found, (*spent, *more))
+    scale, offsets, share, more = calibrate(head.logits(held_out), validation, budget, source, progress)
+    trained = Trained(weights, scale, offsets, share, (*spent, *more))
     seen = trained.probabilities(features(test, VIEWS[:1], "test features")[:, 0])
     figures = _figures(seen, test)
     encoded = encode_weights(weights)

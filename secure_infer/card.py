@@ -17,7 +17,8 @@ from scipy.special import logsumexp
 
 from dicom_node.core.settings import Population
 
-CLASSES = ("normal", "bacterial", "viral")
+Classes = tuple[Literal["normal"], Literal["bacterial"], Literal["viral"]]
+CLASSES: Classes = ("normal", "bacterial", "viral")
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 #: Also a folder's name, so it can never climb out of the store.
 Version = Annotated[str, Field(pattern=r"^[a-z0-9]+(?:[._-][a-z0-9]+)*$", max_length=64)]
@@ -168,7 +169,7 @@ class ModelCard(Part):
     name: str = Field(min_length=1, max_length=64, description="name in reports")
     version: Version = Field(description="version; never used again for other weights")
     intended_use: str = Field(description="what the model is for, one sentence")
-    classes: tuple[Literal["normal"], Literal["bacterial"], Literal["viral"]] = Field(description="order of the logits")
+    classes: Classes = Field(description="order of the logits")
     population: Population = Field(description="whom the model was made for; enforced by the node")
     preprocessing: Preprocessing = Field(description="from image to the trunk's input")
     trunk: TrunkCard = Field(description="public part")

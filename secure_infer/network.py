@@ -13,6 +13,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from torch.nn import functional
 from dicom_node.core.errors import ConfigError, IntegrityError
 from dicom_node.pixels import INPUT_SIZE
 
-TRUNK_NAME = "efficientnet-lite0"
+TRUNK_NAME: Final = "efficientnet-lite0"
 TRUNK_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 #: Side of the grid of positions that enters the private head.
 GRID = 7
