@@ -32,6 +32,7 @@ from . import uids
 from .core import logs
 from .core.errors import Refused, Unavailable
 from .core.settings import DestinationSettings, ScpSettings
+from .malformed import refused
 from .storage_status import SOP_CLASS_NOT_SUPPORTED, Receipt, judge
 from .tls import client_context
 
@@ -223,6 +224,15 @@ def as_comprehensive_sr(report: pydicom.Dataset) -> pydicom.Dataset:
     return turned
 
 
+def _padded(path: Path) -> pydicom.Dataset:
+    """Read a file of odd length, against PS3.5 7.1.1, and pad its pixel data: archives abort on odd fragments."""
+    with refused("the file"):
+        dataset = pydicom.dcmread(path)
+        if len(dataset.get("PixelData", b"")) % 2:
+            dataset.PixelData += b"\0"
+        return dataset
+
+
 def _encode(dataset: pydicom.Dataset) -> bytes:
     buffer = BytesIO()
     dataset.save_as(buffer)
@@ -334,7 +344,7 @@ class _Association:
         """Send a file and put the answer into words."""
         status = None
         try:
-            status = self.store(path)
+            status = self.store(path if path.stat().st_size % 2 == 0 else _padded(path))
             return Outcome(path, status, judge(status, self._name) or "stored", True)
         except (Refused, Unavailable) as error:
             return Outcome(path, status, str(error), False)

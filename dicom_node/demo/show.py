@@ -14,7 +14,7 @@ import pydicom
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from .. import scu
 from ..core.errors import Unavailable
@@ -148,7 +148,7 @@ def _conformance(path: str) -> str:
 
 
 def _print(outcomes: list[Outcome], receiver: str, folder: Path, seconds: float, out: Console) -> None:
-    table = Table("study", "answer", "pneumonia", "seconds", "SR in PACS", "text companion", "dciodvfy")
+    table = Table(Column("study", no_wrap=True), "answer", "pneumonia", "seconds", "SR", "text", "dciodvfy")
     for one in outcomes:
         certainty = "" if one.certainty_percent is None else f"{one.certainty_percent:.1f} %"
         duration = "" if one.seconds is None else f"{one.seconds:.2f}"
@@ -159,7 +159,8 @@ def _print(outcomes: list[Outcome], receiver: str, folder: Path, seconds: float,
     for one in outcomes:
         if one.reason:
             out.print(escape(f"{one.label} was refused: {one.reason}"), highlight=False, soft_wrap=True)
-    out.print("Seconds count from the last acknowledged byte to the delivered report, the quiet period included.")
+    out.print("Seconds: from the last acknowledged byte to the last delivered report, quiet period included.")
+    out.print("SR, text: reports that the PACS holds in the study; dciodvfy checks them against the standard.")
     out.print(
         f"PACS: {receiver}. Reports as it holds them: {folder / 'reports'}; logs: {folder / 'logs'}.", soft_wrap=True
     )

@@ -39,7 +39,8 @@ def prepare(folder: Path, *, images: list[Path], dicoms: list[Path], phantoms: i
         picture = draw(number, kind)
         sent.append(_wrap(folder, f"phantom-{number}-{kind}", picture, Study.numbered(number, key="demo")))
     for number, path in enumerate(images, start=1):
-        sent.append(_wrap(folder, f"image-{number}", _grey(path), Study.numbered(number, key=f"demo-image-{path}")))
+        study = Study.numbered(phantoms + number, key=f"demo-image-{path}")  # no two studies of one made-up patient
+        sent.append(_wrap(folder, f"image-{number}", _grey(path), study))
     for number, path in enumerate(dicoms, start=1):
         try:
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["StudyInstanceUID"])
