@@ -30,7 +30,7 @@ DOORS = {
     "torchvision": ("secure_infer", "fl_agent"),
     "fastapi": ("dicom_node.web",),
     "alembic": ("dicom_node.core",),
-    "gdcm": ("dicom_node.decompress",),
+    "gdcm": ("dicom_node.pixels",),
 }
 FORBIDDEN = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 

@@ -13,8 +13,9 @@ from PIL import Image
 from pydicom import Dataset, uid
 from pydicom.encaps import get_frame
 
-from dicom_node import codec_process, codestream, decode, decompress, image_pixel, phantom, pixels
+from dicom_node import phantom, pixels
 from dicom_node.core.errors import Refused, Unavailable
+from dicom_node.pixels import codec_process, codestream, decode, decompress, image_pixel
 from tests.dicomfiles import LOSSLESS_SYNTAXES, compressed, jpeg_lossless, radiograph, read
 
 PICTURE = phantom.draw(3, "consolidation", (91, 120))

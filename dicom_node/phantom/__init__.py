@@ -15,8 +15,8 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
-from . import uids
-from .chest_drawing import KINDS, Kind, draw
+from .. import uids
+from .drawing import KINDS, Kind, draw
 
 __all__ = ["KINDS", "Kind", "Study", "View", "dataset", "draw"]
 

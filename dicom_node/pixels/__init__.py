@@ -3,6 +3,9 @@
 The grey pipeline is pointwise, so it is computed once for each possible stored word (at most 65,536) and then looked
 up: Modality LUT, VOI LUT, inversion. The displayed value is held centred on zero until after the inversion, so that a
 picture and its MONOCHROME1 negative give the same bits.
+
+Reading order: this file, `image_pixel` (what the header says), `decode` (stored words), `codestream` (what a compressed
+frame says of itself), `codec_process` and `decompress` (codecs, in a child process that may die).
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ from pydicom import Dataset
 from pydicom.multival import MultiValue
 from pydicom.uid import DigitalXRayImageStorageForPresentation, DigitalXRayImageStorageForProcessing
 
-from . import decode, image_pixel, malformed
-from .core.errors import Refused
+from .. import malformed
+from ..core.errors import Refused
+from . import decode, image_pixel
 from .image_pixel import ImagePixel
 
 INPUT_SIZE = 224

@@ -27,8 +27,8 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
 
+from ..core.errors import Refused
 from .codestream import code_stream
-from .core.errors import Refused
 from .image_pixel import ImagePixel
 
 JPEG_2000 = frozenset({*uid.JPEG2000TransferSyntaxes, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K})

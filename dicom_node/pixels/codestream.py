@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .core.errors import Refused
+from ..core.errors import Refused
 
 JP2_BOXES = (
     4096  # bytes that a JP2 file header, which PS3.5 A.4.4 forbids but senders write, may take before the stream

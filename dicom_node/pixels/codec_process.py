@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import uid
 
-from .core.errors import Refused, Unavailable
+from ..core.errors import Refused, Unavailable
 from .image_pixel import ImagePixel
 
 TIMEOUT_S = 30.0
@@ -92,7 +92,7 @@ class CodecProcess:
         root = str(Path(__file__).resolve().parent.parent)
         # One thread for BLAS, whose pools would take up the child's address space.
         environment = {**os.environ, "PYTHONPATH": root, "OPENBLAS_NUM_THREADS": "1"}
-        command = [sys.executable, "-P", "-m", "dicom_node.decompress"]
+        command = [sys.executable, "-P", "-m", "dicom_node.pixels.decompress"]
         try:
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment

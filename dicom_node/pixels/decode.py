@@ -10,10 +10,10 @@ import numpy as np
 from pydicom import Dataset, uid
 from pydicom.encaps import get_frame
 
+from ..core.errors import Refused
 from . import codec_process
 from .codec_process import Words
 from .codestream import CodeStream, code_stream
-from .core.errors import Refused
 from .image_pixel import ImagePixel
 
 NATIVE = frozenset(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pydicom import Dataset
 
-from .core.errors import Refused
+from ..core.errors import Refused
 
 # A 43 cm x 43 cm detector at 0.1 mm has 18.5 million pixels.
 MAX_PIXELS = 50_000_000
