@@ -32,6 +32,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from dicom_node.core.errors import ConfigError, IntegrityError
+from dicom_node.durable import sync_folder
 
 from .card import CLASSES, LinearLayer, ModelCard, Program, TrunkCard
 
@@ -237,7 +238,7 @@ class ModelStore:
             stream.flush()
             os.fsync(stream.fileno())
         Path(stream.name).replace(self._root / ACTIVE)
-        _sync(self._root)
+        sync_folder(self._root)
 
     def active(self) -> str:
         """Name the version in use: the activated one, else the only one.
@@ -278,25 +279,17 @@ class ModelStore:
                     stream.flush()
                     os.fsync(stream.fileno())
             staging.chmod(0o755)
-            _sync(staging)
+            sync_folder(staging)
             staging.rename(target)
         except OSError:
             shutil.rmtree(staging, ignore_errors=True)
             raise
-        _sync(self._root)
+        sync_folder(self._root)
         return target
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read(path: Path, largest: int) -> bytes:
