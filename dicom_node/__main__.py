@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -93,6 +94,8 @@ def demo(
     from .demo.show import show  # noqa: PLC0415
 
     logs.configure("dicom-node demo", "error")
+    # A default SIGTERM would end this process at once and leave every service of the demonstration running.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     show(folder, images=image or [], dicoms=dicom or [], phantoms=studies, json_file=json_file, hold=hold, out=out)
 
 

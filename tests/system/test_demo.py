@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +35,27 @@ def test_the_command_ends_well_and_leaves_one_report_for_each_study(tmp_path: Pa
         assert "Error" not in checked.stdout + checked.stderr
     assert "0 errors" in run.stdout
     assert "unverified until a physician verifies it" in run.stdout
+
+
+def test_a_held_demonstration_that_is_ended_leaves_no_process_behind(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dicom_node", "demo", "--out", str(tmp_path / "out"), "--studies", "0", "--hold"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as held:
+        assert held.stdout is not None
+        assert any("Ctrl-C ends everything" in line for line in held.stdout)
+        assert len(processes_with(str(tmp_path))) == 6  # itself, dealer, party, serve, worker, web
+        held.terminate()
+        assert held.wait(30) == 128 + signal.SIGTERM
+    assert processes_with(str(tmp_path)) == []
+
+
+def processes_with(argument: str) -> list[str]:
+    """Command lines of the running processes that name this."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended between the two looks
+            line = path.read_bytes().decode(errors="replace")
+            found += [line] if argument in line else []
+    return found
 
 
 def test_without_orthanc_our_own_scp_takes_the_reports_and_real_files_are_taken(
