@@ -59,11 +59,11 @@ def pdv(content: bytes, *, command: bool, last: bool, context_id: int = 1) -> by
 def command(
     field: int, sop_class: str, sop_instance: str = "", *, data_set: bool = False, message_id: int = 1
 ) -> bytes:
-    """A request's command set."""
+    """A request's command set, or a response's when `field` has its bit."""
     elements = [
         (0x0002, sop_class.encode() + b"\0" * (len(sop_class) % 2)),
         (0x0100, struct.pack("<H", field)),
-        (0x0110, struct.pack("<H", message_id)),
+        (0x0120 if field & 0x8000 else 0x0110, struct.pack("<H", message_id)),
         (0x0700, struct.pack("<H", 0)),
         (0x0800, struct.pack("<H", 0x0001 if data_set else 0x0101)),
     ]

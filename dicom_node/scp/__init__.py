@@ -1,29 +1,27 @@
 """The site's DICOM service: Verification and Storage as SCP (PS3.4 Annexes A and B) over TCP or TLS.
 
-Reading order: this listener, `association` (PS3.8, one connection), `negotiation` (the one user of pynetdicom here),
-`admission` (who and how many), `dimse` (commands), `storage` (one C-STORE).
-
-pynetdicom's own acceptor is not used: it hands each connection to two polling threads, takes TLS handshakes in the
-accept loop, buffers PDUs of any announced length and fails beyond 1024 descriptors.
+Reading order: this service, `association` (one peer's association), `upper_layer` (its connection), `admission` (who
+and how many), `storage` (one C-STORE). pynetdicom does the protocol; what is overridden of it stands in `association`
+and `upper_layer`, each with the weakness that it closes.
 """
 
 from __future__ import annotations
 
-import socket
 import ssl
 import threading
 import time
 
-from ..core import logs
+from pynetdicom import AE, _config
+
 from ..core.errors import ConfigError
 from ..core.settings import Settings
+from ..part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from ..store import Store
 from ..tls import server_context
 from .admission import Connections, Whitelist
-from .association import Acceptor, Association
+from .association import Server
 
-log = logs.get(__name__)
-BACKLOG = 128
+_config.LOG_HANDLER_LEVEL = "none"  # the library's own handlers write identifiers into logs
 #: How long a stopping service waits for the instances that are being stored.
 STOP_S = 10.0
 
@@ -47,84 +45,48 @@ class Scp:
     """
 
     def __init__(self, settings: Settings, store: Store, tls: ssl.SSLContext | None = None) -> None:
-        if settings.scp.tls is not None and tls is None:
-            tls = server_context(settings.scp.tls)
-        self._settings = settings.scp
-        self._shared = Acceptor(settings.scp, store, Whitelist(settings.scp), tls, Connections(settings.scp))
-        self._listener: socket.socket | None = None
-        self._lock = threading.Lock()
-        self._open: dict[Association, threading.Thread] = {}
+        self._limits = limits = settings.scp
+        self._store, self._whitelist = store, Whitelist(limits)
+        self._tls = server_context(limits.tls) if limits.tls is not None and tls is None else tls
+        self._entity = AE(limits.ae_title)
+        self._entity.acse_timeout = limits.acse_timeout_s
+        self._entity.network_timeout = limits.network_timeout_s
+        self._entity.maximum_pdu_size = limits.maximum_pdu_size
+        self._entity.maximum_associations = 1 << 30  # `Connections` counts them, per address too
+        self._entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+        self._entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+        self._server: Server | None = None
 
     @property
     def port(self) -> int:
         """The port that is listened on."""
-        assert self._listener is not None, "the service is not started"
-        return int(self._listener.getsockname()[1])
+        assert self._server is not None, "the service is not started"
+        return int(self._server.server_address[1])
 
     def start(self) -> None:
         """Listen; returns at once."""
-        host, port = self._settings.host, self._settings.port
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        host, port, connections = self._limits.host, self._limits.port, Connections(self._limits)
         try:
-            self._listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+            self._server = Server(self._entity, (host, port), self._store, self._whitelist, connections)
         except OSError as error:
             raise ConfigError(f"cannot listen on scp.host {host}, scp.port {port}: {error.strerror}") from error
-        threading.Thread(target=self._accept, args=(self._listener,), name="scp-accept", daemon=True).start()
+        self._server.tls = self._tls
+        threading.Thread(target=self._server.serve_forever, name="scp-accept", daemon=True).start()
 
     def stop(self) -> None:
         """Take no more connections, let stores in progress end, close the rest."""
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            listener.shutdown(socket.SHUT_RDWR)
-            listener.close()
-        with self._lock:
-            still_open = dict(self._open)
+        server, self._server = self._server, None
+        if server is None:
+            return
+        server.shutdown()
+        still_open = server.open.copy()
         for association in still_open:
             association.interrupt()
         deadline = time.monotonic() + STOP_S
-        for thread in still_open.values():
-            thread.join(max(0.0, deadline - time.monotonic()))
+        for association in still_open:
+            association.join(max(0.0, deadline - time.monotonic()))
 
     def open_studies(self) -> set[str]:
         """Study Instance UIDs that open associations have carried: none of these studies is complete yet."""
-        with self._lock:
-            return {uid for association in self._open for uid in association.studies}
-
-    def _accept(self, listener: socket.socket) -> None:
-        while True:
-            try:
-                connection, peer = listener.accept()
-            except OSError as error:
-                if self._listener is not listener:
-                    return
-                log.error("accept-failed", **logs.describe(error))  # e.g. out of descriptors: it passes
-                time.sleep(0.05)
-                continue
-            self._admit(connection, str(peer[0]))
-
-    def _admit(self, connection: socket.socket, address: str) -> None:
-        association = Association(connection, address, self._shared)
-        listed = self._shared.whitelist.lists(address)
-        evicted = self._shared.connections.enter(association, address, listed=listed)
-        if isinstance(evicted, Association):
-            evicted.interrupt()
-        thread = threading.Thread(target=self._serve, args=(association,), name="scp-association", daemon=True)
-        with self._lock:
-            self._open[association] = thread
-        try:
-            thread.start()
-        except RuntimeError as error:  # the system gives no more threads
-            log.error("accept-failed", **logs.describe(error))
-            self._forget(association)
-            self._shared.connections.leave(association)
-            connection.close()
-
-    def _serve(self, association: Association) -> None:
-        try:
-            association.run()
-        finally:
-            self._forget(association)
-
-    def _forget(self, association: Association) -> None:
-        with self._lock:
-            self._open.pop(association, None)
+        still_open = self._server.open.copy() if self._server is not None else set()
+        return {uid for association in still_open for uid in association.studies.copy()}

@@ -12,8 +12,6 @@ from pathlib import Path
 import pydicom
 import pytest
 import sqlalchemy as sa
-from hypothesis import given
-from hypothesis import strategies as st
 from pydicom.uid import (
     AllTransferSyntaxes,
     ComputedRadiographyImageStorage,
@@ -25,19 +23,20 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 from pynetdicom import AE
-from pynetdicom.dsutils import decode
 from pynetdicom.sop_class import PatientRootQueryRetrieveInformationModelFind
 
 from dicom_node import part10
 from dicom_node.core.database import Database, instance, rejection
 from dicom_node.core.errors import RejectedInstance
-from dicom_node.scp import Scp, dimse
+from dicom_node.scp import Scp
 from dicom_node.store import Store
 from tests import raw_peer, scp_process
 from tests.raw_peer import ACCEPTED, DX, EXPLICIT, RELEASE_RP, VERIFICATION, RawPeer, encode, image
 
 #: C-STORE statuses that this node may answer with (PS3.4 Table B.2-1, PS3.7 Annex C).
 LEGAL = {0x0000, 0x0117, 0x0122, 0xA700, 0xA900, 0xC000}
+#: pydicom and pynetdicom warn of every UID that is none; the node still has to answer it.
+ODD_UIDS = pytest.mark.filterwarnings("ignore:Invalid value for VR UI", "ignore:The UID")
 
 
 class Node:
@@ -181,6 +180,7 @@ def test_query_retrieve_is_not_offered(node: Node) -> None:
     association.release()
 
 
+@ODD_UIDS
 def test_the_announced_uids_must_be_those_of_the_data_set(node: Node) -> None:
     dataset, uid = image("one")
     with RawPeer(node.port) as peer:
@@ -235,6 +235,7 @@ def _until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
         time.sleep(0.01)
 
 
+@ODD_UIDS
 def test_every_real_file_gets_a_legal_status_and_the_node_stays_up(node: Node, pneumonia_data: Path) -> None:
     answered = 0
     for path in sorted([*(pneumonia_data / "dicom_chest").rglob("*"), *(pneumonia_data / "dicom_odd").rglob("*")]):
@@ -290,49 +291,3 @@ def test_success_is_told_only_after_file_name_and_row_are_durable(tmp_path: Path
     committed = first(r"(fsync|fdatasync)\(\d+<[^>]*sqlite3-wal>\)", folder)
     answered = first(r"sendto\(", committed)
     assert [number for number, line in enumerate(lines[:answered]) if "sendto(" in line] == []
-
-
-@given(
-    field=st.sampled_from([0x0001, 0x0030, 0x0020, 0x0130]),
-    message_id=st.integers(0, 65535),
-    uid=st.from_regex(r"[1-9][0-9]{1,20}(\.[1-9][0-9]{0,9}){0,3}", fullmatch=True),
-    status=st.sampled_from(sorted(LEGAL)),
-    comment=st.text(st.characters(min_codepoint=32, max_codepoint=126, exclude_characters="\\"), max_size=100),
-)
-def test_commands_are_those_of_a_general_dicom_library(
-    field: int, message_id: int, uid: str, status: int, comment: str
-) -> None:
-    encoded = raw_peer.command(field, DX, uid, message_id=message_id)
-    request = dimse.decode(encoded)
-    assert (request.field, request.message_id, request.sop_class_uid, request.sop_instance_uid) == (
-        field,
-        message_id,
-        DX,
-        uid,
-    )
-    from io import BytesIO
-
-    read = decode(BytesIO(dimse.response(request, status, comment)), True, True)
-    assert (read.CommandField, read.MessageIDBeingRespondedTo, read.Status) == (field | 0x8000, message_id, status)
-    assert (read.AffectedSOPClassUID, read.AffectedSOPInstanceUID) == (DX, uid)
-    assert read.get("ErrorComment", "").strip() == comment[:64].strip()
-    assert read.CommandGroupLength == len(dimse.response(request, status, comment)) - 12
-
-
-@given(length=st.integers(1, 400), maximum=st.integers(0, 200))
-def test_a_response_is_cut_to_the_peer_s_length(length: int, maximum: int) -> None:
-    command = bytes(range(256)) * 2
-    sent = dimse.command_pdus(command[:length], 3, maximum)
-    rebuilt, ends, at = b"", [], 0
-    while at < len(sent):
-        body_length = int.from_bytes(sent[at + 2 : at + 6], "big")
-        assert maximum == 0 or body_length <= max(maximum, 7)
-        for context_id, is_command, is_last, content in dimse.fragments(
-            memoryview(sent)[at + 6 : at + 6 + body_length]
-        ):
-            assert (context_id, is_command) == (3, True)
-            rebuilt += content
-            ends.append(is_last)
-        at += 6 + body_length
-    assert rebuilt == command[:length]
-    assert ends == [False] * (len(ends) - 1) + [True]
