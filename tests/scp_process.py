@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,11 @@ def running(
             yield process, int(process.stdout.readline())
         finally:
             os.killpg(process.pid, signal.SIGTERM)  # the prefix and what it started
-            process.wait(timeout=20)
+            try:
+                process.wait(timeout=20)
+            finally:  # a tracer that ends may swallow the signal of its tracee, which would then serve on
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
 
 
 def main() -> None:
