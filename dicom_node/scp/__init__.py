@@ -7,6 +7,7 @@ and `upper_layer`, each with the weakness that it closes.
 
 from __future__ import annotations
 
+import logging
 import ssl
 import threading
 import time
@@ -22,6 +23,7 @@ from .admission import Connections, Whitelist
 from .association import Server
 
 _config.LOG_HANDLER_LEVEL = "none"  # the library's own handlers write identifiers into logs
+logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # its errors name no peer; ours do, and name no patient
 #: How long a stopping service waits for the instances that are being stored.
 STOP_S = 10.0
 

@@ -110,10 +110,11 @@ class UpperLayer(DULServiceProvider):  # type: ignore[misc]
         try:
             super().run_reactor()
         except Exception as error:
-            log.warning("association-aborted", **logs.describe(error))
-            abort = A_ABORT_RQ()
-            abort.source, abort.reason_diagnostic = 2, 0
-            self._send(abort)
+            log.warning("association-aborted", address=self.assoc.address, **logs.describe(error))
+            if self.state_machine.current_state != "Sta13":  # else one was sent
+                abort = A_ABORT_RQ()
+                abort.source, abort.reason_diagnostic = 2, 0
+                self._send(abort)
             self.socket.linger()
         finally:
             self.socket.close()

@@ -20,6 +20,7 @@ from pydicom.uid import (
     DigitalXRayImageStorageForProcessing,
     ExplicitVRBigEndian,
     ImplicitVRLittleEndian,
+    JPEGLSLossless,
     SecondaryCaptureImageStorage,
 )
 from pynetdicom import AE
@@ -203,6 +204,23 @@ def test_an_operation_that_is_not_offered_gets_its_status(node: Node) -> None:
         peer.send_command(raw_peer.command(0x0020, DX, data_set=True))
         peer.socket.sendall(raw_peer.pdv(b"\0" * 10, command=False, last=True))
         assert peer.status() == 0x0211
+
+
+def test_echo_is_answered_under_any_context(node: Node) -> None:
+    with RawPeer(node.port) as peer:
+        peer.associate()
+        assert peer.echo() == 0
+
+
+def test_a_plain_transfer_syntax_is_chosen_where_one_is_proposed(node: Node) -> None:
+    entity = AE(ae_title="STORESCU")
+    entity.add_requested_context(DX, [JPEGLSLossless])
+    entity.add_requested_context(DX, ["1.2.3.4", JPEGLSLossless, EXPLICIT])
+    entity.add_requested_context(DX, ["1.2.3.4"])
+    association = entity.associate("127.0.0.1", node.port, ae_title="VEILRAY")
+    chosen = [context.transfer_syntax[0] for context in association.accepted_contexts]
+    association.release()
+    assert chosen == [JPEGLSLossless, EXPLICIT, "1.2.3.4"]
 
 
 def test_a_store_without_a_data_set_is_answered(node: Node) -> None:

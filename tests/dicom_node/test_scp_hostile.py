@@ -9,6 +9,7 @@ import ssl
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -146,10 +147,14 @@ def test_garbage_before_the_association_is_answered_by_an_abort(start: Start, ga
         raw_peer.association_request([(DX, [EXPLICIT])]),
         pdu(6, b"\0\0\0\0"),
         b"".join(pdv(b"\0" * 16000, command=True, last=False) for _ in range(6)),
+        pdv(raw_peer.command(0x20, DX, data_set=True), command=True, last=True)
+        + b"".join(pdv(b"\0" * 16000, command=False, last=False) for _ in range(6)),
+        pdv(raw_peer.command(1, DX, "1.2", data_set=True), command=True, last=True)
+        + pdv(raw_peer.command(1, DX, "1.2"), command=True, last=True),
     ],
     ids=[
         *("2 GiB PDU", "long PDV", "short PDV", "empty command", "data first", "unknown context"),
-        *("response", "second request", "release answer", "endless command"),
+        *("response", "second request", "release answer", "endless command", "endless query", "command inside data"),
     ],
 )
 def test_a_violation_inside_an_association_is_answered_by_an_abort(start: Start, wrong: bytes) -> None:  # noqa: F811
@@ -159,7 +164,7 @@ def test_a_violation_inside_an_association_is_answered_by_an_abort(start: Start,
         peer.socket.sendall(wrong)
         assert peer.read()[0] == ABORTED
     assert alive(node)
-    assert node.temporary_files() == []
+    _until(lambda: node.temporary_files() == [])
 
 
 @pytest.mark.parametrize("how", ["reset", "close", "abort"])
@@ -208,6 +213,43 @@ def test_a_stopped_service_has_closed_every_connection(start: Start) -> None:  #
         assert peer.read()[0] == 0
     with pytest.raises(ConnectionRefusedError):
         RawPeer(port)
+
+
+def test_a_store_in_progress_is_answered_before_the_service_stops(start: Start) -> None:  # noqa: F811
+    node = start()
+    dataset, uid = image("one")
+    with RawPeer(node.port) as peer:
+        peer.associate()
+        stopping = threading.Thread(target=node.scp.stop)
+        with node.database.write():  # nobody else may write meanwhile, so the store has to wait
+            peer.send_command(raw_peer.command(1, DX, uid, data_set=True))
+            peer.socket.sendall(pdv(encode(dataset), command=False, last=True))
+            _until(lambda: any(path.is_file() for path in (node.state_dir / "instances").rglob("*")))
+            stopping.start()
+            time.sleep(0.1)
+        assert peer.status() == 0
+        assert peer.read()[0] == 0
+        stopping.join()
+    assert len(node.rows(instance)) == 1
+
+
+def test_connections_of_every_kind_leave_neither_thread_nor_descriptor(start: Start) -> None:  # noqa: F811
+    node = start()
+    threads = threading.active_count()
+
+    def call_in_every_way() -> int:
+        request = raw_peer.association_request(ECHO, called="OTHER")
+        for beginning in (b"", b"noise", struct.pack(">BxI", 1, 500), request):
+            for reset in (0, 1):
+                with RawPeer(node.port) as peer:
+                    peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", reset, 0))
+                    peer.socket.sendall(beginning)
+        assert alive(node)
+        _until(lambda: threading.active_count() == threads)
+        return len(os.listdir("/proc/self/fd"))
+
+    once = call_in_every_way()  # the database's connections are opened on demand
+    assert call_in_every_way() == once
 
 
 FULL_DISK = """
