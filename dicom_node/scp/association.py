@@ -9,6 +9,7 @@ import contextlib
 import queue
 import socket
 import ssl
+import sys
 import time
 from typing import Any
 
@@ -94,7 +95,8 @@ class Server(AssociationServer):  # type: ignore[misc]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log a connection that could not be served; the library prints the trace."""
-        log.exception("accept-failed", address=str(client_address[0]))
+        error = sys.exception()
+        log.error("accept-failed", address=str(client_address[0]), **(logs.describe(error) if error else {}))
 
     def shutdown(self) -> None:
         """Stop listening, without waiting for the loop's next look at the socket."""

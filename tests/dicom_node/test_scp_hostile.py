@@ -246,7 +246,7 @@ def test_connections_of_every_kind_leave_neither_thread_nor_descriptor(start: St
                     peer.socket.sendall(beginning)
         assert alive(node)
         _until(lambda: threading.active_count() == threads)
-        return len(os.listdir("/proc/self/fd"))
+        return len(list(Path("/proc/self/fd").iterdir()))
 
     once = call_in_every_way()  # the database's connections are opened on demand
     assert call_in_every_way() == once
