@@ -334,6 +334,8 @@ class _Association:
         except RuntimeError as error:  # the association went away after the previous message
             self._lost = True
             raise Unavailable(f"{self._where} ended the association", code="association-lost") from error
+        except ValueError:  # its text may quote the data set
+            raise Refused("the file is malformed and cannot be encoded for sending", code="malformed") from None
         status = answer.get("Status")
         if status is None:
             self._lost = True

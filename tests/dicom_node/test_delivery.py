@@ -172,7 +172,7 @@ def test_settings_that_an_operator_can_mend_do_not_lose_the_delivery(site: Site,
     site.configure({"name": "pacs", "kind": "dicom", **at, "tls": tls})
     site.queue(report())
     assert site.delivery().run_once(NOW)
-    assert [(row.state, row.code) for row in site.jobs()] == [("waiting", "config")]
+    assert [(row.state, row.code) for row in site.jobs()] == [("waiting", "tls-files")]
     site.configure(pacs=archive.port)
     assert site.delivery().run_once(NOW + 10)
     assert site.jobs()[0].state == "done"
