@@ -38,7 +38,7 @@ LONGEST_COMMAND = 64 * 1024
 UNRECOGNISED_OPERATION = 0x0211
 
 
-class Server(AssociationServer):  # type: ignore[misc]
+class Server(AssociationServer):  # type: ignore[misc]  # pynetdicom is untyped
     """The listener, and what its associations share."""
 
     request_queue_size = 128
@@ -106,7 +106,7 @@ class Server(AssociationServer):  # type: ignore[misc]
         self.server_close()
 
 
-class Association(association.Association):  # type: ignore[misc]
+class Association(association.Association):  # type: ignore[misc]  # pynetdicom is untyped
     """A connection from accept to close; `run_reactor` is its thread."""
 
     def __init__(self, server: Server, connection: socket.socket, peer: tuple[Any, ...]) -> None:
@@ -196,7 +196,7 @@ class Association(association.Association):  # type: ignore[misc]
                 self.dimse.msg_queue.task_done()  # `Socket.ready` waits for it
 
 
-class Acse(ACSE):  # type: ignore[misc]
+class Acse(ACSE):  # type: ignore[misc]  # pynetdicom is untyped
     """Association negotiation."""
 
     def negotiate_association(self) -> None:
@@ -223,7 +223,7 @@ class Acse(ACSE):  # type: ignore[misc]
             caller.kill()
 
 
-class Dimse(DIMSEServiceProvider):  # type: ignore[misc]
+class Dimse(DIMSEServiceProvider):  # type: ignore[misc]  # pynetdicom is untyped
     """Messages, assembled from fragments."""
 
     message: DIMSEMessage | None

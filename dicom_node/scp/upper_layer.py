@@ -27,7 +27,7 @@ LINGER_S = 2.0
 IDLE_S = 0.01
 
 
-class Socket(AssociationSocket):  # type: ignore[misc]
+class Socket(AssociationSocket):  # type: ignore[misc]  # pynetdicom is untyped
     """A connection whose reads are bounded in length and in time."""
 
     limit = LONGEST_REQUEST
@@ -93,7 +93,7 @@ class Socket(AssociationSocket):  # type: ignore[misc]
             connection.close()
 
 
-class UpperLayer(DULServiceProvider):  # type: ignore[misc]
+class UpperLayer(DULServiceProvider):  # type: ignore[misc]  # pynetdicom is untyped
     """The provider and its thread."""
 
     def __init__(self, assoc: Any) -> None:
