@@ -52,6 +52,9 @@ def running(
             os.killpg(process.pid, signal.SIGTERM)  # the prefix and what it started
             try:
                 process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                if not prefix:  # strace holds signals back while it traces, on a busy machine for long
+                    raise
             finally:  # a tracer that ends may swallow the signal of its tracee, which would then serve on
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
