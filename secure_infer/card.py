@@ -12,10 +12,12 @@ from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from scipy.special import logsumexp
 
 from dicom_node.core.settings import Population
+
+from .program import NetworkProgram, Part
 
 Classes = tuple[Literal["normal"], Literal["bacterial"], Literal["viral"]]
 CLASSES: Classes = ("normal", "bacterial", "viral")
@@ -23,12 +25,6 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 #: Also a folder's name, so it can never climb out of the store.
 Version = Annotated[str, Field(pattern=r"^[a-z0-9]+(?:[._-][a-z0-9]+)*$", max_length=64)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-
-
-class Part(BaseModel):
-    """Base of all parts of a card: frozen, no unknown keys, no NaN."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class TrunkCard(Part):
@@ -50,18 +46,14 @@ class LinearLayer(Part):
     columns: int = Field(ge=1, description="columns (positions of the feature map)")
 
 
-#: Becomes a union discriminated by `kind` with the second kind of private layer.
-Layer = LinearLayer
-
-
 class Program(Part):
-    """What is computed under encryption: public shapes and scales of the private suffix of the network."""
+    """A private head: a chain of matrices, exact to the last bit; public shapes and scales alone."""
 
     ring_bits: Literal[32, 64] = Field(description="bits of the ring of the secret shares")
     fraction_bits: int = Field(ge=1, le=30, description="fractional bits of inputs and of weights")
     input_bound: float = Field(gt=0, description="largest absolute value that may enter, held by the public part")
     output_bound: float = Field(gt=0, description="largest absolute value that may leave, given the weights")
-    layers: tuple[Layer, ...] = Field(min_length=1, description="private layers in running order")
+    layers: tuple[LinearLayer, ...] = Field(min_length=1, description="private layers in running order")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -173,7 +165,7 @@ class ModelCard(Part):
     population: Population = Field(description="whom the model was made for; enforced by the node")
     preprocessing: Preprocessing = Field(description="from image to the trunk's input")
     trunk: TrunkCard = Field(description="public part")
-    suffix: Program = Field(description="private part: its shapes alone")
+    suffix: Program | NetworkProgram = Field(description="private part: its shapes alone")
     weights_sha256: Sha256 = Field(description="SHA-256 of weights.safetensors, which only the owner holds")
     calibration: Calibration = Field(description="from logits to probabilities")
     operating_point: OperatingPoint = Field(description="from probabilities to an answer")

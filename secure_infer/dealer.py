@@ -19,7 +19,7 @@ from dicom_node.core.tls import Fingerprint
 
 from .protocol.channel import Channel
 from .protocol.dealer import Deck
-from .protocol.messages import Bundle, Fetch, Message
+from .protocol.messages import Bundle, Deal, Fetch, Message
 from .protocol.plan import LARGEST_DEAL
 from .protocol.server import Limits, Server, until_stopped
 
@@ -114,17 +114,17 @@ class Dealer:
         asked: Message | None = None
         try:
             asked = channel.receive(LARGEST_DEAL)
-            answer = self._deck.handle(bytes.fromhex(channel.peer), asked, self._clock())
-            if isinstance(answer, Bundle):
-                failpoint.reach("dealer-dealt")
-            channel.send(answer)
+            for answer in self._deck.answers(bytes.fromhex(channel.peer), asked, self._clock()):
+                if isinstance(answer, Bundle):
+                    failpoint.reach("dealer-dealt")
+                channel.send(answer)
         except VeilRayError as error:
             named = asked.bundle.hex() if isinstance(asked, Fetch) else ""
             note = log.info if error.code == "connection-closed" else log.warning  # `dicom-node check` only opens
             note("request-refused", fingerprint=channel.peer, bundle_id=named, **logs.describe(error))
             channel.fail(error)
             return
-        event = "bundle-dealt" if isinstance(answer, Bundle) else "bundle-handed-over"
+        event = "bundle-dealt" if isinstance(asked, Deal) else "bundle-handed-over"
         bundle = getattr(answer, "bundle", b"").hex()
         log.info(event, fingerprint=channel.peer, bundle_id=bundle, bytes=channel.sent)
 

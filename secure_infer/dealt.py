@@ -27,9 +27,12 @@ from .engine import Inference, columns_of, inference_of
 from .protocol.channel import Channel
 from .protocol.ledger import SpentLedger
 from .protocol.messages import Bundle, overhead
-from .protocol.party0 import HospitalSession, Terms
-from .protocol.plan import LARGEST_FAILURE, Plan
+from .protocol.network0 import NetworkHospital
+from .protocol.network_plan import NetworkPlan
+from .protocol.party0 import ChainHospital, HospitalSession, Terms
+from .protocol.plan import LARGEST_FAILURE, plan_of
 from .protocol.ring import Words
+from .protocol.session import State
 
 log = logs.get(__name__)
 #: A bundle is dropped when this share of party 1's patience is over, so that none is used at the last moment.
@@ -90,7 +93,8 @@ class DealtEngine:
         self._prefetch = settings.prefetch
         self._clock, self._monotonic = clock, monotonic
         self._hospital = bytes.fromhex(tls.fingerprint(settings.tls.certificate))
-        self._plan = Plan(card.suffix)
+        self._plan = plan_of(card.suffix)
+        self._session = NetworkHospital if isinstance(self._plan, NetworkPlan) else ChainHospital
         self._ledger = SpentLedger(state_dir / "spent.sqlite3")
         self._terms = Terms(
             self._plan,
@@ -135,7 +139,10 @@ class DealtEngine:
         try:
             for masked in session.query(columns):
                 channel.send(masked)
-            session.handle(channel.receive(max(self._plan.largest_output, LARGEST_FAILURE)))
+            while session.state is not State.DONE:
+                answer = session.handle(channel.receive(session.limit))
+                if answer is not None:
+                    channel.send(answer)
         finally:
             prepared.drop()
         assert session.outputs is not None
@@ -147,7 +154,7 @@ class DealtEngine:
 
     def _prepare(self) -> _Prepared:
         """Do the offline phase of one bundle."""
-        session = HospitalSession(self._terms, os.urandom)
+        session = self._session(self._terms, os.urandom)
         channel: Channel | None = None
         try:
             with Channel.dial(self._dealer, self._context, "the dealer", self._timeout_s) as dealer:
@@ -157,6 +164,8 @@ class DealtEngine:
             channel = Channel.dial(self._party, self._context, "party 1", self._timeout_s)
             channel.send(opening)
             session.handle(channel.receive(self._plan.largest_ready + LARGEST_FAILURE))
+            for covered in session.covers():
+                channel.send(covered)
         except BaseException:
             session.abort()
             if channel is not None:

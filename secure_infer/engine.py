@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from dicom_node.core.errors import ConfigError, Refused
 
 from .card import Program
+from .program import NetworkProgram
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,10 @@ class Engine(Protocol):
         ...
 
 
-def columns_of(program: Program, features: NDArray[np.float64]) -> NDArray[np.float64]:
+def columns_of(program: Program | NetworkProgram, features: NDArray[np.float64]) -> NDArray[np.float64]:
     """Check features and arrange them as the program's input.
+
+    A network takes its input as it is.
 
     A program of one column evaluates the mean over the positions: the model's owner chose not to give away a map.
 
@@ -82,6 +85,13 @@ def columns_of(program: Program, features: NDArray[np.float64]) -> NDArray[np.fl
     Refused
         See `Engine.infer`.
     """
+    if isinstance(program, NetworkProgram):
+        if features.shape != program.input_shape:
+            raise ConfigError(
+                f"the model's program takes the shape {program.input_shape}, not {features.shape}", code="program-shape"
+            )
+        _require_bound(program.input_bound, features)
+        return np.ascontiguousarray(features, dtype=np.float64)
     first = program.layers[0]
     pooled = first.columns == 1
     if features.ndim != 2 or features.shape[1] != first.in_features or (not pooled and len(features) != first.columns):
@@ -90,13 +100,17 @@ def columns_of(program: Program, features: NDArray[np.float64]) -> NDArray[np.fl
             f"the public part gave the shape {features.shape}",
             code="program-shape",
         )
-    if not len(features) or not (np.abs(features) <= program.input_bound).all():  # false for NaN, too
-        raise Refused("a feature of this image is beyond the model's proven range", code="features-out-of-range")
+    _require_bound(program.input_bound, features)
     given = features.mean(axis=0, keepdims=True) if pooled else features
     return np.ascontiguousarray(given.T, dtype=np.float64)
 
 
-def inference_of(program: Program, outputs: NDArray[np.float64]) -> Inference:
+def _require_bound(bound: float, features: NDArray[np.float64]) -> None:
+    if not len(features) or not (np.abs(features) <= bound).all():  # false for NaN, too
+        raise Refused("a feature of this image is beyond the model's proven range", code="features-out-of-range")
+
+
+def inference_of(program: Program | NetworkProgram, outputs: NDArray[np.float64]) -> Inference:
     """Arrange the program's output (out_features, columns) as an answer.
 
     Raises
@@ -104,6 +118,8 @@ def inference_of(program: Program, outputs: NDArray[np.float64]) -> Inference:
     ConfigError
         The columns are not those of a square map.
     """
+    if isinstance(program, NetworkProgram):
+        return Inference(outputs.reshape(-1).copy(), None)
     classes, columns = outputs.shape
     if program.layers[-1].columns == 1:
         return Inference(outputs[:, 0].copy(), None)

@@ -35,6 +35,7 @@ from dicom_node.core.errors import ConfigError, IntegrityError
 from dicom_node.durable import sync_folder
 
 from .card import CLASSES, LinearLayer, ModelCard, Program, TrunkCard
+from .program import NetworkProgram, tensor_shapes
 
 __all__ = [
     "CLASSES",
@@ -345,9 +346,12 @@ def _check_weights(data: bytes, card: ModelCard) -> Weights:
     except SafetensorError as error:
         raise IntegrityError(f"the weights of model {card.version} are malformed", code="model-weights") from error
     expected: dict[str, tuple[int, ...]] = {}
-    for layer in card.suffix.layers:
-        expected[f"{layer.name}.weight"] = (layer.out_features, layer.in_features)
-        expected[f"{layer.name}.bias"] = (layer.out_features,)
+    if isinstance(card.suffix, NetworkProgram):
+        expected = tensor_shapes(card.suffix)
+    else:
+        for layer in card.suffix.layers:
+            expected[f"{layer.name}.weight"] = (layer.out_features, layer.in_features)
+            expected[f"{layer.name}.bias"] = (layer.out_features,)
     found = {name: tensor.shape for name, tensor in tensors.items()}
     if found != expected or not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         raise IntegrityError(f"the weights of model {card.version} do not fit its card", code="model-weights")

@@ -23,9 +23,12 @@ from .models import ModelStore
 from .protocol.channel import Channel
 from .protocol.ledger import SpentLedger
 from .protocol.messages import Fetch, Message
+from .protocol.network1 import NetworkParty, PrivateNetwork, session_for
+from .protocol.network_plan import NetworkPlan
 from .protocol.party1 import PartySession, PrivateModel
-from .protocol.plan import Plan
+from .protocol.plan import LARGEST_OPEN, plan_of
 from .protocol.server import Limits, Server, until_stopped
+from .protocol.session import State
 
 log = logs.get(__name__)
 
@@ -57,7 +60,7 @@ class Models:
     def __init__(self, store: ModelStore) -> None:
         self._store = store
         self._lock = threading.Lock()
-        self._found: dict[bytes, PrivateModel] = {}
+        self._found: dict[bytes, PrivateModel | PrivateNetwork] = {}
         self._versions: set[str] = set()
 
     def load(self) -> int:
@@ -73,12 +76,16 @@ class Models:
                 if version not in self._versions:
                     card = self._store.card(version)
                     digest = hashlib.sha256(card.canonical()).digest()
-                    plan = Plan(card.suffix)
-                    self._found[digest] = PrivateModel.of(version, digest, plan, self._store.weights(version))
+                    plan, tensors = plan_of(card.suffix), self._store.weights(version)
+                    self._found[digest] = (
+                        PrivateNetwork.of(version, digest, plan, tensors)
+                        if isinstance(plan, NetworkPlan)
+                        else PrivateModel.of(version, digest, plan, tensors)
+                    )
                     self._versions.add(version)
             return len(self._found)
 
-    def find(self, digest: bytes) -> PrivateModel:
+    def find(self, digest: bytes) -> PrivateModel | PrivateNetwork:
         """Return the model of a card's hash.
 
         Raises
@@ -126,54 +133,65 @@ class Party:
         self._ledger.close()
 
     def _converse(self, channel: Channel) -> None:
-        session = PartySession(
-            bytes.fromhex(channel.peer),
-            self._models.find,
-            lambda bundle: self._spend(bundle, channel.peer),
-            self._settings.bundle_lifetime_s,
-        )
+        session: PartySession | NetworkParty | None = None
         try:
-            self._run(session, channel)
+            opening = channel.receive(LARGEST_OPEN)
+            session = session_for(
+                opening,
+                bytes.fromhex(channel.peer),
+                self._models.find,
+                lambda bundle: self._spend(bundle, channel.peer),
+                self._settings.bundle_lifetime_s,
+            )
+            self._run(session, opening, channel)
         except VeilRayError as error:
-            session.abort()
+            if session is not None:
+                session.abort()
             # A hospital that closes has dropped a bundle it did not need: that is no fault.
             note = log.info if error.code == "connection-closed" else log.warning
             note("query-aborted", **self._about(session, channel), **logs.describe(error))
             channel.fail(error)
         finally:
-            session.abort()
+            if session is not None:
+                session.abort()
 
-    def _run(self, session: PartySession, channel: Channel) -> None:
-        fetch = session.handle(channel.receive(session.limit))
+    def _run(self, session: PartySession | NetworkParty, opening: Message, channel: Channel) -> None:
+        fetch = session.handle(opening)
         assert isinstance(fetch, Fetch)
-        ready = session.handle(self._half(fetch, session))
-        assert ready is not None
-        channel.send(ready)
+        channel.send(self._fetch(fetch, session))
+        while session.state is State.COVERING:
+            session.handle(channel.receive(session.limit))
         message = channel.receive(session.limit, self._settings.bundle_lifetime_s)
         started = time.perf_counter()
-        output = session.handle(message)
-        while output is None:  # one message for each layer
-            output = session.handle(channel.receive(session.limit))
-        channel.send(output)
+        while True:
+            answer = session.handle(message)
+            if answer is not None:
+                channel.send(answer)
+            if session.state is State.DONE:
+                break
+            message = channel.receive(session.limit)
         failpoint.reach("party1-answered")
         seconds = round(time.perf_counter() - started, 5)
         log.info("query-answered", **self._about(session, channel), duration_s=seconds, bytes=channel.received)
 
-    def _half(self, fetch: Fetch, session: PartySession) -> Message:
-        assert session.model is not None
+    def _fetch(self, fetch: Fetch, session: PartySession | NetworkParty) -> Message:
+        """Take party 1's half from the dealer, with the material that follows it; the answer to the hospital."""
         settings = self._settings
         with Channel.dial(settings.dealer, self._dialling, "the dealer", settings.timeout_s) as dealer:
             dealer.send(fetch)
-            return dealer.receive(session.model.plan.largest_half)
+            ready = None
+            while ready is None:
+                ready = session.handle(dealer.receive(session.dealer_limit))
+            return ready
 
     def _spend(self, bundle: bytes, peer: str) -> None:
         self._ledger.spend(bundle, bytes.fromhex(peer), self._clock(), self._settings.daily_quota)
         failpoint.reach("party1-spent")
 
     @staticmethod
-    def _about(session: PartySession, channel: Channel) -> dict[str, str]:
-        model = session.model.version if session.model else ""
-        return {"bundle_id": session.bundle.hex(), "fingerprint": channel.peer, "model": model}
+    def _about(session: PartySession | NetworkParty | None, channel: Channel) -> dict[str, str]:
+        model = session.model.version if session and session.model else ""
+        return {"bundle_id": session.bundle.hex() if session else "", "fingerprint": channel.peer, "model": model}
 
 
 def serve(settings: PartySettings) -> int:

@@ -30,6 +30,7 @@ DOORS = {
     "torchvision": ("secure_infer", "fl_agent"),
     "fastapi": ("dicom_node.web",),
     "alembic": ("dicom_node.core",),
+    "numba": ("secure_infer.protocol.kernels",),
     "gdcm": ("dicom_node.pixels",),
 }
 FORBIDDEN = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from dicom_node.core.errors import ProtocolError, Unavailable
 
-from . import linear
-from .messages import Bundle, Deal, Fetch, Half, Message
-from .plan import Plan
+from . import linear, network_deal
+from .messages import Bundle, Deal, Fetch, Half, Material, Message
+from .network_plan import NetworkPlan
+from .plan import parse
 from .prg import Context, bundle_masks, weight_mask_id, weight_mask_seed, weight_masks
 
 
@@ -24,6 +26,8 @@ class _Waiting:
     hospital: bytes
     party: bytes
     forgotten_at: float
+    #: What follows the half, made when it is taken: of a network, it is too much to keep.
+    materials: Callable[[], Iterator[Material]] = lambda: iter(())
 
 
 class Deck:
@@ -75,11 +79,19 @@ class Deck:
         Unavailable
             Too many of the hospital's bundles wait already.
         """
+        return next(self.answers(peer, message, now))
+
+    def answers(self, peer: bytes, message: Message, now: float) -> Iterator[Message]:
+        """Answer as `handle`; party 1's half of a network's bundle is followed by material, made on the way."""
         self.forget(now)
         if isinstance(message, Deal) and peer in self._hospitals:
-            return self._deal(peer, message, now)
+            yield self._deal(peer, message, now)
+            return
         if isinstance(message, Fetch) and peer in self._parties:
-            return self._hand_over(peer, message)
+            found = self._hand_over(peer, message)
+            yield found.half
+            yield from found.materials()
+            return
         raise ProtocolError(f"this peer may not send {type(message).__name__} to the dealer", code="out-of-order")
 
     def forget(self, now: float) -> None:
@@ -94,21 +106,27 @@ class Deck:
         with self._lock:
             if sum(one.hospital == hospital for one in self._waiting.values()) >= self._largest:
                 raise Unavailable("too many bundles of this hospital wait", code="dealer-full")
-        plan = Plan.parse(message.program)
+        plan = parse(message.program)
         bundle, seed = self._random(16), self._random(32)
         mask_seed = weight_mask_seed(self._master, message.model, hospital, message.party)
         masks = bundle_masks(seed, Context(message.session, bundle, message.model, hospital, message.party))
         weights = weight_masks(mask_seed)
-        corrections = [
-            linear.deal(number, shapes, plan.ring, masks, weights) for number, shapes in enumerate(plan.shapes)
-        ]
-        half = Half(bundle, mask_seed, plan.ring.to_bytes(corrections))
-        waiting = _Waiting(half, message.model, plan.digest, hospital, message.party, now + self._lifetime_s)
+        until = now + self._lifetime_s
+        if isinstance(plan, NetworkPlan):
+            materials = partial(network_deal.materials, plan, bundle, masks, mask_seed, private_seed=self._random(32))
+            half = Half(bundle, mask_seed, b"")
+            waiting = _Waiting(half, message.model, plan.digest, hospital, message.party, until, materials)
+        else:
+            corrections = [
+                linear.deal(number, shapes, plan.ring, masks, weights) for number, shapes in enumerate(plan.shapes)
+            ]
+            half = Half(bundle, mask_seed, plan.ring.to_bytes(corrections))
+            waiting = _Waiting(half, message.model, plan.digest, hospital, message.party, until)
         with self._lock:
             self._waiting[bundle] = waiting
         return Bundle(bundle, seed, weight_mask_id(mask_seed))
 
-    def _hand_over(self, party: bytes, message: Fetch) -> Half:
+    def _hand_over(self, party: bytes, message: Fetch) -> _Waiting:
         with self._lock:
             found = self._waiting.pop(message.bundle, None)  # whatever follows, this bundle is not offered again
         if found is None:
@@ -116,4 +134,4 @@ class Deck:
         asked = (party, message.hospital, message.model, message.program)
         if asked != (found.party, found.hospital, found.model, found.program):
             raise ProtocolError("the bundle was dealt for others, or for another model", code="wrong-bundle")
-        return found.half
+        return found

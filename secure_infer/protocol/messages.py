@@ -18,6 +18,8 @@ from dicom_node.core.errors import ProtocolError, Refused, Unavailable, VeilRayE
 DOMAIN: Final = b"VeilRay dealt-2pc 1"
 #: No frame is longer, whatever the program: 64 MiB.
 LARGEST_FRAME: Final = 1 << 26
+#: But one layer of a network may take 128 MiB.
+LARGEST_LAYER: Final = 1 << 27
 LARGEST_PROGRAM: Final = 1 << 16
 
 
@@ -27,6 +29,10 @@ class Label(IntEnum):
     INPUT_MASK = 1  # r, known to dealer and party 0
     OUTPUT_MASK = 2  # k0, known to dealer and party 0
     WEIGHT_MASK = 3  # b, known to dealer and party 1
+    GATE_TABLES = 4  # party 0's shares of a gate's tables, known to dealer and party 0
+    GATE_MASK = 5  # R0, known to dealer and party 0
+    PARTY_GATE_MASK = 6  # R1, known to dealer and party 1
+    GATE_BITS = 7  # the masks of the opened bits, known to the dealer alone
 
 
 @dataclass(frozen=True)
@@ -138,6 +144,56 @@ class Output(Message):
 
 
 @dataclass(frozen=True)
+class Material(Message):
+    """The dealer's half for party 1 of one layer of a network; follows `Half`, one for each layer that needs it."""
+
+    KIND = 10
+    bundle: Annotated[bytes, 16]
+    layer: Annotated[int, 2]
+    values: bytes
+
+
+@dataclass(frozen=True)
+class Covered(Message):
+    """Party 0's share of a gate's input under its mask R0; offline."""
+
+    KIND = 11
+    bundle: Annotated[bytes, 16]
+    layer: Annotated[int, 2]
+    values: bytes
+
+
+@dataclass(frozen=True)
+class Shifted(Message):
+    """Party 1 opens a gate's input under both masks, and gives its shares of the comparison's masked bits."""
+
+    KIND = 12
+    bundle: Annotated[bytes, 16]
+    layer: Annotated[int, 2]
+    values: bytes
+
+
+@dataclass(frozen=True)
+class Bits(Message):
+    """Party 0's shares of the comparison's masked bits and of the masked signs."""
+
+    KIND = 13
+    bundle: Annotated[bytes, 16]
+    layer: Annotated[int, 2]
+    values: bytes
+
+
+@dataclass(frozen=True)
+class Signs(Message):
+    """Party 1's shares of the masked signs, eight to a byte, the first in the highest bit."""
+
+    KIND = 14
+    bundle: Annotated[bytes, 16]
+    layer: Annotated[int, 2]
+    values: bytes
+
+
+@dataclass(frozen=True)
 class Failure(Message):
     """Why the sender ends the exchange: a class of error and its code, never a text of the peer's."""
 
@@ -163,8 +219,11 @@ class Failure(Message):
 
 
 KINDS: Final[dict[int, type[Message]]] = {
-    kind.KIND: kind for kind in (Deal, Bundle, Open, Fetch, Half, Ready, Masked, Output, Failure)
-}
+    kind.KIND: kind
+    for kind in (
+        Deal, Bundle, Open, Fetch, Half, Ready, Masked, Output, Failure, Material, Covered, Shifted, Bits, Signs,
+    )
+}  # fmt: skip
 
 
 def _layout(kind: type[Message]) -> tuple[Slot, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,8 +14,8 @@ from dicom_node.core.errors import IntegrityError, ProtocolError
 
 from . import linear
 from .messages import Bundle, Deal, Masked, Message, Open, Output, Ready
-from .plan import Plan
-from .prg import Context, bundle_masks
+from .plan import LARGEST_FAILURE, AnyPlan, Plan
+from .prg import Context, Prg, bundle_masks
 from .ring import Words
 from .session import Session, State
 
@@ -28,7 +29,7 @@ class Terms:
 
     Attributes
     ----------
-    plan : Plan
+    plan : Plan or NetworkPlan
     model : bytes
         SHA-256 of the model card.
     hospital, party : bytes
@@ -39,7 +40,7 @@ class Terms:
         Blinded weights by the identifier of their mask; filled by the first session.
     """
 
-    plan: Plan
+    plan: AnyPlan
     model: bytes
     hospital: bytes
     party: bytes
@@ -48,7 +49,7 @@ class Terms:
 
 
 class HospitalSession(Session):
-    """One query from the dealer's half to the opened output.
+    """One query from the dealer's half to the opened output; each kind of program has its own.
 
     Parameters
     ----------
@@ -57,19 +58,12 @@ class HospitalSession(Session):
         Returns as many unpredictable bytes as asked for, e.g. `os.urandom`.
     """
 
-    LEGAL: ClassVar = {
-        (State.DEALING, Bundle): "_on_bundle",
-        (State.OPENING, Ready): "_on_ready",
-        (State.QUERYING, Output): "_on_output",
-    }
-
     def __init__(self, terms: Terms, random: Callable[[int], bytes]) -> None:
         super().__init__()
         self._terms = terms
         self._session = random(16)
         self._half: Bundle | None = None
         self._deltas: list[Words] | None = None
-        self._layers: list[linear.Prepared] = []
         self.lifetime_s = 0
         self.outputs: NDArray[np.float64] | None = None
 
@@ -94,28 +88,43 @@ class HospitalSession(Session):
     def _on_ready(self, message: Ready) -> None:
         assert self._half is not None
         self._same(message.bundle, self._half.bundle)
-        terms, plan, half = self._terms, self._terms.plan, self._half
-        if self._deltas is None:
-            self._deltas = plan.ring.split(message.deltas, [one.weight for one in plan.shapes])
-            terms.deltas.clear()  # one model has one mask; another one means that the dealer's key was changed
-            terms.deltas[half.weight_mask_id] = self._deltas
-        elif message.deltas:
-            raise ProtocolError("party 1 sent blinded weights that nobody asked for", code="wrong-size")
+        terms, half = self._terms, self._half
         masks = bundle_masks(half.seed, Context(self._session, half.bundle, terms.model, terms.hospital, terms.party))
-        self._layers = [
-            linear.offline(number, shapes, plan.ring, masks, delta)
-            for number, (shapes, delta) in enumerate(zip(plan.shapes, self._deltas, strict=True))
-        ]
+        self._prepare(message, masks)
         self._half = Bundle(half.bundle, bytes(32), half.weight_mask_id)  # the seed has done its work
         self.lifetime_s = message.lifetime_s
         self.state = State.READY
+
+    @abstractmethod
+    def _prepare(self, message: Ready, bundle: Prg) -> None:
+        """Compute ahead all that does not depend on the image."""
+
+    def _blinded(self, values: bytes, shapes: Sequence[tuple[int, ...]]) -> list[Words]:
+        """Return the blinded weights; `values` holds them the first time and is empty later."""
+        assert self._half is not None
+        if self._deltas is None:
+            self._deltas = self._terms.plan.ring.split(values, shapes)
+            self._terms.deltas.clear()  # one model has one mask; another one means that the dealer's key was changed
+            self._terms.deltas[self._half.weight_mask_id] = self._deltas
+        elif values:
+            raise ProtocolError("party 1 sent blinded weights that nobody asked for", code="wrong-size")
+        return self._deltas
+
+    @property
+    @abstractmethod
+    def limit(self) -> int:
+        """Longest frame that may come from party 1 during a query."""
+
+    def covers(self) -> Iterator[Message]:
+        """Give what party 1 needs between its `Ready` and the query."""
+        return iter(())
 
     def query(self, columns: NDArray[np.float64]) -> list[Masked]:
         """Mask the features; afterwards the session waits for the output.
 
         Parameters
         ----------
-        columns : ndarray of float64, shape (in_features, columns)
+        columns : ndarray of float64, shape (in_features, columns), or a network's input shape
             Checked against the program by the engine.
         """
         self._require(State.READY)
@@ -123,21 +132,12 @@ class HospitalSession(Session):
         self.state = State.QUERYING
         return masked
 
-    def _mask(self, columns: NDArray[np.float64]) -> list[Masked]:
-        ring = self._terms.plan.ring
-        share = ring.encode(columns, self._terms.plan.scales[0])
-        found = []
-        for number, prepared in enumerate(self._layers):
-            found.append(Masked(self.bundle, number, ring.to_bytes([linear.mask(prepared, share)])))
-            share = prepared.share
-        return found
+    @abstractmethod
+    def _mask(self, columns: NDArray[np.float64]) -> list[Masked]: ...
 
-    def _on_output(self, message: Output) -> None:
-        self._same(message.bundle, self.bundle)
-        plan = self._terms.plan
-        theirs = plan.ring.from_bytes(message.values, plan.shapes[-1].output)
-        opened = plan.ring.decode(self._layers[-1].share + theirs, plan.scales[-1])
-        if (np.abs(opened) > TOLERANCE * plan.program.output_bound).any():
+    def _finish(self, opened: NDArray[np.float64], bound: float) -> None:
+        """Take the opened output, unless it is beyond the model's bound."""
+        if (np.abs(opened) > TOLERANCE * bound).any():
             # Not a ProtocolError, which would be tried again: party 1, who chose this share, would see by the second
             # query in which range the true output lies.
             raise IntegrityError(
@@ -149,6 +149,53 @@ class HospitalSession(Session):
         self._forget()
 
     def _forget(self) -> None:
-        self._layers = []
         if self._half:
             self._half = Bundle(self._half.bundle, bytes(32), self._half.weight_mask_id)
+
+
+class ChainHospital(HospitalSession):
+    """One query on a chain of matrices; see `HospitalSession`."""
+
+    LEGAL: ClassVar = {
+        (State.DEALING, Bundle): "_on_bundle",
+        (State.OPENING, Ready): "_on_ready",
+        (State.QUERYING, Output): "_on_output",
+    }
+
+    def __init__(self, terms: Terms, random: Callable[[int], bytes]) -> None:
+        super().__init__(terms, random)
+        assert isinstance(terms.plan, Plan)
+        self._plan = terms.plan
+        self._layers: list[linear.Prepared] = []
+
+    @property
+    def limit(self) -> int:
+        """Longest frame that may come from party 1 during a query."""
+        return max(self._plan.largest_output, LARGEST_FAILURE)
+
+    def _prepare(self, message: Ready, bundle: Prg) -> None:
+        plan = self._plan
+        deltas = self._blinded(message.deltas, [one.weight for one in plan.shapes])
+        self._layers = [
+            linear.offline(number, shapes, plan.ring, bundle, delta)
+            for number, (shapes, delta) in enumerate(zip(plan.shapes, deltas, strict=True))
+        ]
+
+    def _mask(self, columns: NDArray[np.float64]) -> list[Masked]:
+        ring = self._plan.ring
+        share = ring.encode(columns, self._plan.scales[0])
+        found = []
+        for number, prepared in enumerate(self._layers):
+            found.append(Masked(self.bundle, number, ring.to_bytes([linear.mask(prepared, share)])))
+            share = prepared.share
+        return found
+
+    def _on_output(self, message: Output) -> None:
+        self._same(message.bundle, self.bundle)
+        plan = self._plan
+        theirs = plan.ring.from_bytes(message.values, plan.shapes[-1].output)
+        self._finish(plan.ring.decode(self._layers[-1].share + theirs, plan.scales[-1]), plan.program.output_bound)
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._layers = []

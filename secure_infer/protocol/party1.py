@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from dicom_node.core.errors import ConfigError, ProtocolError
 
 from . import linear
 from .messages import Fetch, Half, Masked, Message, Open, Output, Ready
-from .plan import LARGEST_OPEN, Plan
+from .plan import LARGEST_OPEN, AnyPlan, Plan
 from .prg import weight_masks
 from .ring import Words
 from .session import Session, State
@@ -51,8 +51,25 @@ class PrivateModel:
         return cls(version, model, plan, weights, biases)
 
 
-class PartySession(Session):
-    """One bundle at party 1.
+class Served(Protocol):
+    """What sessions need to know of a model, whatever its kind."""
+
+    @property
+    def version(self) -> str:
+        """Version in logs."""
+        ...
+
+    @property
+    def plan(self) -> AnyPlan:
+        """The checked program."""
+        ...
+
+
+Model = TypeVar("Model", bound=Served)
+
+
+class OwnerSession(Session, Generic[Model]):
+    """One bundle at party 1, up to the dealer's half.
 
     Parameters
     ----------
@@ -65,6 +82,39 @@ class PartySession(Session):
     lifetime_s : int
         How long the session will wait for the query, seconds; told to the hospital.
     """
+
+    def __init__(
+        self,
+        hospital: bytes,
+        find: Callable[[bytes], Model],
+        spend: Callable[[bytes], None],
+        lifetime_s: int,
+    ) -> None:
+        super().__init__()
+        self._hospital = hospital
+        self._find = find
+        self._spend = spend
+        self._lifetime_s = lifetime_s
+        self._open: Open | None = None
+        self.model: Model | None = None
+
+    @property
+    def bundle(self) -> bytes:
+        """Identifier of the bundle; empty before one was opened."""
+        return self._open.bundle if self._open else b""
+
+    def _on_open(self, message: Open) -> Message:
+        if message.wants_delta not in (0, 1):
+            raise ProtocolError("the hospital's request is malformed", code="malformed-message")
+        model = self._find(message.model)
+        self._spend(message.bundle)
+        self._open, self.model = message, model
+        self.state = State.FETCHING
+        return Fetch(message.bundle, message.model, model.plan.digest, self._hospital)
+
+
+class PartySession(OwnerSession[PrivateModel]):
+    """One bundle of a chain of matrices at party 1; see `OwnerSession`."""
 
     LEGAL: ClassVar = {
         (State.NEW, Open): "_on_open",
@@ -79,21 +129,10 @@ class PartySession(Session):
         spend: Callable[[bytes], None],
         lifetime_s: int,
     ) -> None:
-        super().__init__()
-        self._hospital = hospital
-        self._find = find
-        self._spend = spend
-        self._lifetime_s = lifetime_s
-        self._open: Open | None = None
-        self.model: PrivateModel | None = None
+        super().__init__(hospital, find, spend, lifetime_s)
         self._corrections: list[Words] = []
         self._next = 0
         self._share: Words | None = None
-
-    @property
-    def bundle(self) -> bytes:
-        """Identifier of the bundle; empty before one was opened."""
-        return self._open.bundle if self._open else b""
 
     @property
     def limit(self) -> int:
@@ -102,14 +141,11 @@ class PartySession(Session):
             return LARGEST_OPEN
         return self.model.plan.largest_masked[self._next]
 
-    def _on_open(self, message: Open) -> Message:
-        if message.wants_delta not in (0, 1):
-            raise ProtocolError("the hospital's request is malformed", code="malformed-message")
-        model = self._find(message.model)
-        self._spend(message.bundle)
-        self._open, self.model = message, model
-        self.state = State.FETCHING
-        return Fetch(message.bundle, message.model, model.plan.digest, self._hospital)
+    @property
+    def dealer_limit(self) -> int:
+        """Longest frame that may come from the dealer now."""
+        assert self.model is not None
+        return self.model.plan.largest_half
 
     def _on_half(self, message: Half) -> Message:
         assert self._open is not None

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from math import prod
+from typing import Final
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from dicom_node.core.errors import ConfigError, ProtocolError
 
 from ..card import Program
+from ..program import NetworkProgram
 from .linear import Shapes
 from .messages import LARGEST_FRAME, LARGEST_PROGRAM, Deal, Fetch, Half, Masked, Open, Output, Ready, overhead
+from .network_plan import NetworkPlan
 from .ring import Ring
 
+EITHER: Final[TypeAdapter[Program | NetworkProgram]] = TypeAdapter(Program | NetworkProgram)
 #: Room for a failure's code wherever a shorter message is expected.
 LARGEST_FAILURE = 64
 
@@ -53,22 +57,31 @@ class Plan:
         if max(frames) > LARGEST_FRAME or len(self.encoded) > LARGEST_PROGRAM:
             raise ConfigError("the program is too large for this protocol", code="program-too-large")
 
-    @classmethod
-    def parse(cls, encoded: bytes) -> Plan:
-        """Read a program that a peer sent.
 
-        Raises
-        ------
-        ProtocolError
-            It is malformed, too large, or not in its one canonical spelling (``malformed-program``).
-        """
-        try:
-            plan = cls(Program.model_validate_json(encoded))
-        except (ValidationError, ConfigError) as error:
-            raise ProtocolError("the peer's program is malformed or too large", code="malformed-program") from error
-        if plan.encoded != encoded:
-            raise ProtocolError("the peer's program is not in its canonical form", code="malformed-program")
-        return plan
+#: What the sessions of either kind of program are made from.
+AnyPlan = Plan | NetworkPlan
+
+
+def plan_of(program: Program | NetworkProgram) -> AnyPlan:
+    """Check a program of either kind; errors as `Plan` and `NetworkPlan`."""
+    return Plan(program) if isinstance(program, Program) else NetworkPlan(program)
+
+
+def parse(encoded: bytes) -> AnyPlan:
+    """Read a program that a peer sent.
+
+    Raises
+    ------
+    ProtocolError
+        It is malformed, too large, or not in its one canonical spelling (``malformed-program``).
+    """
+    try:
+        plan = plan_of(EITHER.validate_json(encoded))
+    except (ValidationError, ConfigError) as error:
+        raise ProtocolError("the peer's program is malformed or too large", code="malformed-program") from error
+    if plan.encoded != encoded:
+        raise ProtocolError("the peer's program is not in its canonical form", code="malformed-program")
+    return plan
 
 
 LARGEST_DEAL = overhead(Deal) + LARGEST_PROGRAM

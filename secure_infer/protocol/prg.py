@@ -8,9 +8,12 @@ import numpy as np
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from numpy.typing import NDArray
 
 from .messages import DOMAIN, Label
 from .ring import Ring, Words
+
+ZEROS = bytes(1 << 20)
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,17 @@ class Prg:
         size = int(np.prod(shape)) * ring.width
         return ring.from_bytes(stream.update(bytes(size)), shape)
 
+    def stream(self, label: Label, layer: int, size: int) -> NDArray[np.uint8]:
+        """Draw `size` uniform bytes, writable; the same stream as `words` reads."""
+        counter = bytes([label]) + layer.to_bytes(3, "big") + bytes(12)
+        cipher = Cipher(self._key, modes.CTR(counter)).encryptor()
+        data = bytearray(size + 16)  # the cipher asks for a block more than it writes
+        room = memoryview(data)
+        for start in range(0, size, len(ZEROS)):
+            count = min(len(ZEROS), size - start)
+            cipher.update_into(memoryview(ZEROS)[:count], room[start:])
+        return np.frombuffer(data, np.uint8, size)
+
 
 def bundle_masks(seed: bytes, context: Context) -> Prg:
     """Make the generator of r and k0, which only the dealer and party 0 can."""
@@ -64,6 +78,16 @@ def weight_mask_seed(master: bytes, model: bytes, hospital: bytes, party: bytes)
     It must depend on the model: two weights under one b would reveal their difference.
     """
     return _derive(master, b"weight mask seed" + model + hospital + party, 32)
+
+
+def gate_masks(seed: bytes, bundle: bytes) -> Prg:
+    """Make the generator of R1 from the seed of b and a bundle's name, which only the dealer and party 1 can."""
+    return Prg(_derive(seed, b"gate mask" + bundle, 16))
+
+
+def private_masks(seed: bytes) -> Prg:
+    """Make the generator of what only the dealer knows."""
+    return Prg(_derive(seed, b"gate bits", 16))
 
 
 def weight_masks(seed: bytes) -> Prg:

@@ -18,8 +18,11 @@ class State(Enum):
     DEALING = "dealing"  # party 0 waits for its half
     OPENING = "opening"  # party 0 waits for party 1
     FETCHING = "fetching"  # party 1 waits for its half
+    LOADING = "loading"  # party 1 waits for the material of a network
+    COVERING = "covering"  # party 1 waits for party 0's covered shares
     READY = "ready"  # both hold their halves; the query may come
-    QUERYING = "querying"  # party 0 waits for the output
+    QUERYING = "querying"  # party 0 waits for the output, or for the next gate
+    JOINING = "joining"  # a gate is half done: party 0 waits for signs, party 1 for bits
     DONE = "done"
     ABORTED = "aborted"
 

@@ -17,7 +17,7 @@ from secure_infer.card import LinearLayer, ModelCard, Program
 from secure_infer.models import ModelStore, encode_weights, public_hex
 from secure_infer.protocol.dealer import Deck
 from secure_infer.protocol.messages import Message, Output
-from secure_infer.protocol.party0 import HospitalSession, Terms
+from secure_infer.protocol.party0 import ChainHospital, Terms
 from secure_infer.protocol.party1 import PartySession, PrivateModel
 from secure_infer.protocol.plan import Plan
 
@@ -124,9 +124,9 @@ class Trio:
         self.transcript.append((direction, message))
         return message
 
-    def prepare(self) -> tuple[HospitalSession, PartySession]:
+    def prepare(self) -> tuple[ChainHospital, PartySession]:
         """Run the offline phase."""
-        hospital = HospitalSession(self.terms, self.random)
+        hospital = ChainHospital(self.terms, self.random)
         party = PartySession(HOSPITAL, lambda _: self.model, self.spend, 600)
         deal = self._note("P0→D", hospital.begin())
         bundle = self._note("D→P0", self.deck.handle(HOSPITAL, deal, 0.0))
@@ -137,7 +137,7 @@ class Trio:
         return hospital, party
 
     def ask(
-        self, columns: NDArray[np.float64], sessions: tuple[HospitalSession, PartySession] | None = None
+        self, columns: NDArray[np.float64], sessions: tuple[ChainHospital, PartySession] | None = None
     ) -> NDArray[np.float64]:
         """Run a query and return the opened output, shape (out_features, columns)."""
         hospital, party = sessions or self.prepare()

@@ -1,0 +1,86 @@
+"""Whole networks in the clear: the floating-point reference of what `dealt` computes under encryption."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from .engine import Inference, columns_of, inference_of
+from .program import (
+    INPUT,
+    AdditionLayer,
+    ConvolutionLayer,
+    DenseLayer,
+    FlattenLayer,
+    GuardLayer,
+    NetworkProgram,
+    ReluLayer,
+    SumPoolLayer,
+    sources,
+)
+
+Tensors = Mapping[str, NDArray[np.float64]]
+
+
+def evaluate(program: NetworkProgram, weights: Tensors, image: NDArray[np.float64]) -> dict[str, torch.Tensor]:
+    """Evaluate every layer in float64.
+
+    Parameters
+    ----------
+    weights : mapping
+        Tensors as in the model's weights file.
+    image : ndarray of float64
+        The program's input.
+
+    Returns
+    -------
+    dict
+        Every tensor by name, shape (1, channels, rows, columns). A guard gives sums less limits.
+    """
+    found = {INPUT: torch.from_numpy(np.asarray(image, np.float64))[None]}
+    private = {name: torch.from_numpy(np.asarray(tensor, np.float64)) for name, tensor in weights.items()}
+    for layer in program.layers:
+        given = [found[one] for one in sources(layer)]
+        value = given[0]
+        if isinstance(layer, ConvolutionLayer):
+            weight, bias = private[f"{layer.name}.weight"], private[f"{layer.name}.bias"]
+            value = functional.conv2d(value, weight, bias, layer.stride, layer.padding, groups=layer.groups)
+        elif isinstance(layer, DenseLayer):
+            weight, bias = private[f"{layer.name}.weight"], private[f"{layer.name}.bias"]
+            value = functional.linear(value.flatten(1), weight, bias)[..., None, None]
+        elif isinstance(layer, ReluLayer):
+            value = value.relu()
+        elif isinstance(layer, AdditionLayer):
+            value = given[0] + given[1]  # the shifts only bring both to one scale
+        elif isinstance(layer, SumPoolLayer):
+            value = functional.avg_pool2d(value, layer.kernel, layer.stride, layer.padding, divisor_override=1)
+        elif isinstance(layer, FlattenLayer):
+            value = value.reshape(1, -1, 1, 1)
+        elif isinstance(layer, GuardLayer):
+            sums = [one.sum() - limit for one, limit in zip(given, layer.limits, strict=True)]
+            value = torch.stack(sums).reshape(1, -1, 1, 1)
+        found[layer.name] = value
+    return found
+
+
+class ClearNetworkEngine:
+    """Evaluates a network in the clear, only where the weights are; see `secure_infer.engine.Engine`."""
+
+    name = "plaintext"
+
+    def __init__(self, program: NetworkProgram, weights: Tensors) -> None:
+        self._program = program
+        self._weights = weights
+
+    def infer(self, features: NDArray[np.float64]) -> Inference:
+        """Evaluate one input of the program's shape; see `Engine.infer`."""
+        found = evaluate(self._program, self._weights, columns_of(self._program, features))
+        outputs: NDArray[np.float64] = found[self._program.output].numpy()
+        return inference_of(self._program, outputs[0])
+
+    def close(self) -> None:
+        """Do nothing: this engine holds nothing."""

@@ -1,0 +1,160 @@
+"""The loops of the gate, compiled (numba); `gate.py` says what they compute and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, TypeVar, cast
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+#: Bits of one digit of a comparison: one word of 64 bits tells by its one set bit which digit it is.
+DIGIT: Final = 6
+#: With six digits, all products of masks fit one word and leave two bits for the rest.
+MOST_DIGITS: Final = 6
+
+Array = NDArray[Any]
+_Loop = TypeVar("_Loop", bound=Callable[..., Any])
+_U = np.uint64
+_0, _1, _63 = _U(0), _U(1), _U(63)
+
+
+def _compiled(function: _Loop) -> _Loop:
+    return cast(_Loop, numba.njit(nogil=True, cache=True)(function))
+
+
+def selections(digits: int) -> tuple[Array, Array]:
+    """Tables that join the digits: by opened equalities, and by opened comparisons, which bits of a word count.
+
+    Block k of a word, 2^(k+1) bits from bit 2^(k+1) - 2, is indexed by sets S of masks of the first k+1 equalities. The
+    product of (opened xor mask) over these equalities is the sum over S of the product of the masks in S where all
+    opened bits outside S are 1. Bits 62 and 63 always count.
+    """
+    equal, less = np.zeros(32, np.uint64), np.zeros(32, np.uint64)
+    for word in range(32):
+        for k in range(digits - 1):
+            full, start = (1 << (k + 1)) - 1, (1 << (k + 1)) - 2
+            for chosen in range(full + 1):
+                if full & ~chosen & ~word == 0:
+                    equal[word] |= _1 << _U(start + chosen)
+            if word >> k & 1:
+                less[word] |= _U((1 << (full + 1)) - 1) << _U(start)
+        equal[word] |= _U(3 << 62)
+    return equal, less
+
+
+@_compiled
+def _parity(word: Any) -> Any:
+    for step in (32, 16, 8, 4, 2, 1):
+        word ^= word >> _U(step)
+    return word & _1
+
+
+@_compiled
+def deal(
+    masks: Array, bits: Array, hot: Array, joins: Array, products: Array, words: Array, wraps: Array, width: int,
+    shift: int,
+) -> None:  # fmt: skip
+    """Turn party 0's shares of a gate's tables into party 1's, in place.
+
+    Parameters
+    ----------
+    masks : ndarray, shape (n,)
+        R.
+    bits : ndarray of uint16, shape (n,)
+        Masks of equalities (5 bits), comparisons (5) and the sign (1).
+    hot : ndarray of uint64, shape (digits, n)
+        One-hot digits of R, highest first; exclusive-or shares.
+    joins, products : ndarray of uint64 and uint32, shape (n,)
+        Products of masks, see `gate.py`; exclusive-or shares.
+    words : ndarray, shape (3, n)
+        R >> shift, the sign's mask, their product; additive shares.
+    wraps : ndarray of uint32, shape (2, n)
+        The highest bit of R, its product with the sign's mask; additive shares.
+    """
+    digits = hot.shape[0]
+    low = width - 2 - 6 * digits
+    for i in range(masks.size):
+        r = _U(masks[i])
+        b = _U(bits[i])
+        for j in range(digits):
+            hot[j, i] ^= _1 << ((r >> _U(low + 6 * (digits - 1 - j))) & _63)
+        product = _0
+        for chosen in range(1 << (digits - 1)):
+            if (_U(chosen) & b) == _U(chosen):
+                product |= _1 << _U(chosen)
+        rho = (b >> _U(10)) & _1
+        join = (((r >> _U(width - 2)) & _1) << _U(62)) | (rho << _63)
+        for k in range(digits - 1):
+            if (b >> _U(5 + k)) & _1:
+                size = 1 << (k + 1)
+                join |= (product & ((_1 << _U(size)) - _1)) << _U(size - 2)
+        joins[i] ^= join
+        products[i] ^= product
+        top = r >> _U(shift)
+        wrap = (r >> _U(width - 1)) & _1
+        words[0, i] = top - words[0, i]
+        words[1, i] = rho - words[1, i]
+        words[2, i] = rho * top - words[2, i]
+        wraps[0, i] = wrap - wraps[0, i]
+        wraps[1, i] = rho * wrap - wraps[1, i]
+
+
+@_compiled
+def compare(
+    opened: Array, hot: Array, joins: Array, products: Array, width: int, masked: Array, highest: Array
+) -> None:
+    """Look up a party's shares of 'equal' and 'less' for each digit; mask them, but for the highest digit's 'less'."""
+    digits = hot.shape[0]
+    low = width - 2 - 6 * digits
+    for i in range(opened.size):
+        m = _U(opened[i])
+        found = _0
+        for j in range(digits):
+            value = (m >> _U(low + 6 * (digits - 1 - j))) & _63
+            above = hot[j, i] >> value
+            if j + 1 < digits:
+                found ^= ((above & _1) ^ ((_U(products[i]) >> _U(1 << j)) & _1)) << _U(j)
+            less = _parity(above >> _1)
+            if j == 0:
+                highest[i] = less
+            else:
+                found ^= (less ^ ((joins[i] >> _U((1 << j) - 2)) & _1)) << _U(4 + j)
+        masked[i] = found
+
+
+@_compiled
+def sign(
+    opened: Array, joins: Array, products: Array, bits: Array, highest: Array, equal: Array, less: Array, width: int,
+    party: int, signs: Array,
+) -> None:  # fmt: skip
+    """Join the opened bits of all digits to a party's share of the masked sign."""
+    for i in range(opened.size):
+        word = _U(bits[i])
+        product = _U(products[i])
+        spread = _0
+        for k in range(5):
+            size = 1 << (k + 1)
+            spread |= (product & ((_1 << _U(size)) - _1)) << _U(size - 2)
+        chosen = equal[word & _U(31)] & (joins[i] ^ (spread & less[(word >> _U(5)) & _U(31)]))
+        found = _parity(chosen) ^ _U(highest[i])
+        if party == 0:
+            found ^= (_U(opened[i]) >> _U(width - 2)) & _1
+        signs[i] = found
+
+
+@_compiled
+def select(
+    opened: Array, words: Array, wraps: Array, signs: Array, width: int, shift: int, party: int, shares: Array
+) -> None:
+    """Give a party's share of the shifted, rectified value."""
+    for i in range(opened.size):
+        m = _U(opened[i])
+        public = (m >> _U(shift)) - (_1 << _U(width - 2 - shift))
+        back = _0 if (m >> _U(width - 1)) & _1 else _1 << _U(width - shift)
+        value = back * _U(wraps[0, i]) - _U(words[0, i])
+        if party == 0:
+            value += public
+        hidden = public * _U(words[1, i]) - _U(words[2, i]) + back * _U(wraps[1, i])
+        shares[i] = value - hidden if signs[i] else hidden
