@@ -17,6 +17,8 @@ from dicom_node.core.settings import EndpointSettings
 from .messages import Failure, Message, decode
 
 LENGTH = struct.Struct(">I")
+#: Frames up to this length go out with their length in one write.
+ONE_RECORD = 1 << 14
 
 
 class Channel:
@@ -64,7 +66,11 @@ class Channel:
         frame = message.encode()
         try:
             self._connection.settimeout(self._timeout_s)
-            self._connection.sendall(LENGTH.pack(len(frame)) + frame)
+            if len(frame) <= ONE_RECORD:
+                self._connection.sendall(LENGTH.pack(len(frame)) + frame)
+            else:  # a copy of a hundred megabytes for the sake of four bytes would show in the memory of each role
+                self._connection.sendall(LENGTH.pack(len(frame)))
+                self._connection.sendall(frame)
         except OSError as error:
             raise self._failed(error) from error
         self.sent += LENGTH.size + len(frame)

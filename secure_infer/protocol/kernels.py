@@ -1,4 +1,4 @@
-"""The loops of the gate, compiled (numba); `gate.py` says what they compute and why."""
+"""The loops of gates and convolutions, compiled (numba); `gate.py` and `layers.py` say what they compute and why."""
 
 from __future__ import annotations
 
@@ -158,3 +158,54 @@ def select(
             value += public
         hidden = public * _U(words[1, i]) - _U(words[2, i]) + back * _U(wraps[1, i])
         shares[i] = value - hidden if signs[i] else hidden
+
+
+@_compiled
+def unroll(values: Array, kernel: Any, stride: Any, padding: Any, columns: Array) -> None:
+    """Write the windows of an image side by side; what lies outside it stays 0.
+
+    Parameters
+    ----------
+    values : ndarray, shape (channels, rows, columns)
+    columns : ndarray, shape (channels * kernel rows * kernel columns, output rows, output columns)
+    """
+    channels, height, width = values.shape
+    _, rows, across = columns.shape
+    for channel in range(channels):
+        for i in range(kernel[0]):
+            for j in range(kernel[1]):
+                to = columns[(channel * kernel[0] + i) * kernel[1] + j]
+                for y in range(rows):
+                    row = y * stride[0] + i - padding[0]
+                    if 0 <= row < height:
+                        for x in range(across):
+                            column = x * stride[1] + j - padding[1]
+                            if 0 <= column < width:
+                                to[y, x] = values[channel, row, column]
+
+
+@_compiled
+def multiply(left: Array, right: Array, result: Array) -> None:
+    """Add left @ right to result, in blocks that stay in the cache and lines that fill vector registers."""
+    out, inner = left.shape
+    across = right.shape[1]
+    for start in range(0, across, 512):
+        end = min(across, start + 512)
+        for first in range(0, inner, 64):
+            last = min(inner, first + 64)
+            for block in range(0, out - 3, 4):
+                a, b = result[block, start:end], result[block + 1, start:end]
+                c, d = result[block + 2, start:end], result[block + 3, start:end]
+                for k in range(first, last):
+                    p, q, r, s = left[block, k], left[block + 1, k], left[block + 2, k], left[block + 3, k]
+                    line = right[k, start:end]
+                    for x in range(end - start):
+                        value = line[x]
+                        a[x] += p * value
+                        b[x] += q * value
+                        c[x] += r * value
+                        d[x] += s * value
+            for one in range(out - out % 4, out):
+                for k in range(first, last):
+                    for x in range(start, end):
+                        result[one, x] += left[one, k] * right[k, x]

@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
-import torch
-from torch.nn import functional
 
-from ..program import AdditionLayer, DenseLayer, FlattenLayer, GuardLayer, NetworkLayer, SumPoolLayer, Weighted
+from ..program import (
+    AdditionLayer,
+    DenseLayer,
+    FlattenLayer,
+    GuardLayer,
+    NetworkLayer,
+    Shape,
+    SumPoolLayer,
+    Weighted,
+    shape_after,
+)
+from . import kernels
 from .ring import Words
-
-
-def _signed(words: Words) -> torch.Tensor:
-    # Two's complement wraps alike; torch has no arithmetic on unsigned words, and warns about read-only arrays.
-    whole = np.require(words, requirements=["C", "W"])
-    return torch.from_numpy(whole.view(f"i{words.itemsize}"))
 
 
 def weigh(layer: Weighted, values: Words, weight: Words) -> Words:
     """Apply a convolution, shape (channels, rows, columns) to the same, or a dense layer."""
     if isinstance(layer, DenseLayer):
         return (weight @ values.reshape(-1)).reshape(-1, 1, 1)
-    result = functional.conv2d(
-        _signed(values)[None], _signed(weight), stride=layer.stride, padding=layer.padding, groups=layer.groups
-    )
-    convolved: Words = result[0].numpy().view(f"u{values.itemsize}")
-    return convolved
+    out, rows, columns = shape_after(layer, [_shape(values)])
+    groups, inner = layer.groups, prod(weight.shape[1:])
+    # One group's windows at a time; a product of its own for each, since groups share no channels.
+    windows = np.zeros((inner, rows, columns), values.dtype)
+    found = np.zeros((groups, out // groups, rows * columns), values.dtype)
+    matrices = np.ascontiguousarray(weight).reshape(groups, out // groups, inner)
+    for group, part in enumerate(np.ascontiguousarray(values).reshape(groups, -1, *values.shape[1:])):
+        kernels.unroll(part, layer.kernel, layer.stride, layer.padding, windows)
+        kernels.multiply(matrices[group], windows.reshape(inner, -1), found[group])
+    return found.reshape(out, rows, columns)
+
+
+def _shape(values: Words) -> Shape:
+    channels, rows, columns = values.shape
+    return channels, rows, columns
 
 
 def local(layer: NetworkLayer, given: Sequence[Words]) -> Words:

@@ -123,14 +123,12 @@ class NetworkParty(OwnerSession[PrivateNetwork]):
         masks = weight_masks(message.weight_mask_seed)
         ring, plan = self._plan.ring, self._plan
         self._party = gate_masks(message.weight_mask_seed, self.bundle)
-        self._blinded = b""
+        blinded = bytearray()
         if self._open.wants_delta:
-            self._blinded = ring.to_bytes(
-                [
-                    weight - masks.words(Label.WEIGHT_MASK, plan.numbers[name], weight.shape, ring)
-                    for name, weight in self.model.weights.items()
-                ]
-            )
+            for name, weight in self.model.weights.items():  # one by one: all at once would be held four times over
+                mask = masks.words(Label.WEIGHT_MASK, plan.numbers[name], weight.shape, ring)
+                blinded += ring.to_bytes([weight - mask])
+        self._blinded = bytes(blinded)
         self.state = State.LOADING
         return self._ready() if not self._awaited else None
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from secure_infer.card import LinearLayer, ModelCard, Program
 from secure_infer.models import ModelStore, encode_weights, public_hex
+from secure_infer.program import NetworkProgram
 from secure_infer.protocol.dealer import Deck
 from secure_infer.protocol.messages import Message, Output
 from secure_infer.protocol.party0 import ChainHospital, Terms
@@ -47,7 +48,7 @@ def random_weights(made: Program, seed: int = 1, scale: float = 1.0) -> dict[str
     return found
 
 
-def card_of(made: Program, weights: bytes, version: str = "1") -> ModelCard:
+def card_of(made: Program | NetworkProgram, weights: bytes, version: str = "1") -> ModelCard:
     """A card that holds nothing but what a card must hold."""
     share = {"images": (1, 1, 1), "patients": (1, 1, 1)}
     return ModelCard.model_validate(

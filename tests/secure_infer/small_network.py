@@ -7,9 +7,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
+from pathlib import Path
 
 import numpy as np
 
+from secure_infer.card import ModelCard
+from secure_infer.models import ModelStore, encode_weights
 from secure_infer.program import (
     INPUT,
     AdditionLayer,
@@ -32,7 +35,7 @@ from secure_infer.protocol.network_plan import NetworkPlan
 from secure_infer.protocol.party0 import Terms
 from secure_infer.protocol.prg import Context, bundle_masks, gate_masks
 from secure_infer.protocol.session import State
-from tests.secure_infer.small_model import HOSPITAL, MODEL, PARTY
+from tests.secure_infer.small_model import HOSPITAL, MODEL, PARTY, PUBLISHER, PUBLISHER_HEX, card_of
 
 #: Fractional bits of activations and weights, by ring.
 FRACTIONS = {64: (16, 26), 32: (8, 10)}
@@ -85,6 +88,14 @@ def weights_of(made: NetworkProgram, seed: int = 1) -> dict[str, np.ndarray]:
         scale = 1 / np.sqrt(prod(shape[1:])) if len(shape) > 1 else 0.1
         found[name] = (scale * generator.normal(size=shape)).astype(np.float32).astype(np.float64)
     return found
+
+
+def publish_network(root: Path, made: NetworkProgram, weights: dict[str, np.ndarray], version: str) -> ModelCard:
+    """Put a network into a store whose publisher is `small_model.PUBLISHER_HEX`."""
+    encoded = encode_weights(weights)
+    card = card_of(made, encoded, version)
+    ModelStore(root, [PUBLISHER_HEX]).publish(card, encoded, PUBLISHER)
+    return card
 
 
 @dataclass
