@@ -17,6 +17,7 @@ from dicom_node.core.errors import ConfigError, VeilRayError
 from dicom_node.core.settings import Port, Section, TlsSettings
 from dicom_node.core.tls import Fingerprint
 
+from .protocol import selftest
 from .protocol.channel import Channel
 from .protocol.dealer import Deck
 from .protocol.messages import Bundle, Deal, Fetch, Message
@@ -132,6 +133,8 @@ class Dealer:
 def serve(settings: DealerSettings) -> int:
     """Run the dealer until SIGTERM; announce ``ready`` with its port in the log; return the exit status."""
     stop = loops.stop_on_signals()
+    for ring_bits in selftest.SHIFTS:  # any program may be asked for
+        selftest.run(ring_bits)
     dealer = Dealer(settings)
     dealer.server.start()
     fingerprint = tls.fingerprint(settings.tls.certificate)

@@ -24,6 +24,7 @@ from dicom_node.core.settings import InferenceSettings
 
 from .card import ModelCard
 from .engine import Inference, columns_of, inference_of
+from .protocol import selftest
 from .protocol.channel import Channel
 from .protocol.ledger import SpentLedger
 from .protocol.messages import Bundle, overhead
@@ -94,6 +95,8 @@ class DealtEngine:
         self._clock, self._monotonic = clock, monotonic
         self._hospital = bytes.fromhex(tls.fingerprint(settings.tls.certificate))
         self._plan = plan_of(card.suffix)
+        if isinstance(self._plan, NetworkPlan):
+            selftest.run(self._plan.ring.bits)
         self._session = NetworkHospital if isinstance(self._plan, NetworkPlan) else ChainHospital
         self._ledger = SpentLedger(state_dir / "spent.sqlite3")
         self._terms = Terms(

@@ -20,6 +20,7 @@ from dicom_node.core.settings import EndpointSettings, Port, Section, TlsSetting
 from dicom_node.core.tls import Fingerprint
 
 from .models import ModelStore
+from .protocol import selftest
 from .protocol.channel import Channel
 from .protocol.ledger import SpentLedger
 from .protocol.messages import Fetch, Message
@@ -77,6 +78,8 @@ class Models:
                     card = self._store.card(version)
                     digest = hashlib.sha256(card.canonical()).digest()
                     plan, tensors = plan_of(card.suffix), self._store.weights(version)
+                    if isinstance(plan, NetworkPlan):
+                        selftest.run(plan.ring.bits)
                     self._found[digest] = (
                         PrivateNetwork.of(version, digest, plan, tensors)
                         if isinstance(plan, NetworkPlan)

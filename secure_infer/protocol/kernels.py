@@ -21,7 +21,11 @@ _0, _1, _63 = _U(0), _U(1), _U(63)
 
 
 def _compiled(function: _Loop) -> _Loop:
-    return cast(_Loop, numba.njit(nogil=True, cache=True)(function))
+    try:
+        return cast(_Loop, numba.njit(nogil=True, cache=True)(function))
+    except RuntimeError:
+        # Neither this folder nor the user's cache can be written: then each process compiles for itself.
+        return cast(_Loop, numba.njit(nogil=True)(function))
 
 
 def selections(digits: int) -> tuple[Array, Array]:
