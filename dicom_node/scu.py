@@ -264,7 +264,7 @@ class _Socket(AssociationSocket):  # type: ignore[misc]  # pynetdicom is untyped
             self.socket.close()
 
 
-class _Entity(AE):  # type: ignore[misc]
+class _Entity(AE):  # type: ignore[misc]  # pynetdicom is untyped
     """An application entity that calls through `_Socket`."""
 
     def _create_socket(self, assoc: Any, address: Any, tls_args: Any) -> _Socket:

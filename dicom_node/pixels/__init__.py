@@ -221,7 +221,7 @@ def _window(values: Table, centre: float, width: float, function: str) -> Table:
 
 def _lookup(values: Table, sequence: object, name: str) -> tuple[Table, int]:
     """Look `values` up in the first LUT of a sequence; return the entries and their greatest possible value."""
-    items = list(sequence)  # type: ignore[call-overload]
+    items = list(sequence)  # type: ignore[call-overload]  # whatever it is, `malformed.refused` stands above
     descriptor = items[0].get("LUTDescriptor") if items else None
     data = items[0].get("LUTData") if items else None
     if descriptor is None or data is None or len(descriptor) != 3:

@@ -225,7 +225,7 @@ class NetworkParty(OwnerSession[PrivateNetwork]):
 
     def _forget(self) -> None:
         self._material, self._covered, self._shares = {}, {}, {}
-        self._opened = self._bits = self._tables = self._highest = None  # type: ignore[assignment]
+        self._opened = self._bits = self._tables = self._highest = None  # type: ignore[assignment]  # dropped for good
 
 
 def session_for(

@@ -73,7 +73,7 @@ def run(ring_bits: int) -> None:
     while hospital.state is not State.DONE:
         answer = party.handle(asked)
         assert answer is not None
-        asked = hospital.handle(answer)  # type: ignore[assignment]
+        asked = hospital.handle(answer)  # type: ignore[assignment]  # its last answer is None
     # A gate may be one unit in the last place too large.
     if hospital.outputs is None or not 3.0 <= float(hospital.outputs[0, 0]) <= 3.0 + 2.0**-8:
         raise IntegrityError("the self-test of encrypted inference gave a wrong result", code="self-test")
