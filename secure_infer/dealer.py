@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from dicom_node.core import failpoint, logs, loops, tls
+from dicom_node.core.credentials import Credentials
 from dicom_node.core.errors import ConfigError, VeilRayError
 from dicom_node.core.settings import Port, Section, TlsSettings
 from dicom_node.core.tls import Fingerprint
@@ -105,7 +106,8 @@ class Dealer:
             settings.timeout_s,
         )
         peers = frozenset({*settings.hospitals, *settings.parties})
-        self.server = Server(settings.host, settings.port, settings.tls, peers, limits, self._converse)
+        self._credentials = Credentials(settings.tls)
+        self.server = Server(settings.host, settings.port, self._credentials, peers, limits, self._converse)
 
     def close(self) -> None:
         """End all connections; bundles that wait are burned."""

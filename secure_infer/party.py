@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import Field
 
 from dicom_node.core import failpoint, logs, loops, tls
+from dicom_node.core.credentials import Credentials
 from dicom_node.core.errors import ProtocolError, VeilRayError
 from dicom_node.core.settings import EndpointSettings, Port, Section, TlsSettings
 from dicom_node.core.tls import Fingerprint
@@ -117,7 +118,7 @@ class Party:
     def __init__(self, settings: PartySettings, clock: Callable[[], float] = time.time) -> None:
         self._settings = settings
         self._clock = clock
-        self._dialling = tls.client_context(settings.tls)
+        self._credentials = Credentials(settings.tls)
         self._models = Models(ModelStore(settings.models, settings.trusted_publishers))
         self.served = self._models.load()
         self._ledger = SpentLedger(settings.state_dir / "spent.sqlite3")
@@ -128,7 +129,7 @@ class Party:
             settings.timeout_s,
         )
         peers = frozenset(settings.hospitals)
-        self.server = Server(settings.host, settings.port, settings.tls, peers, limits, self._converse)
+        self.server = Server(settings.host, settings.port, self._credentials, peers, limits, self._converse)
 
     def close(self) -> None:
         """End all connections and close the ledger."""
@@ -180,7 +181,7 @@ class Party:
     def _fetch(self, fetch: Fetch, session: PartySession | NetworkParty) -> Message:
         """Take party 1's half from the dealer, with the material that follows it; the answer to the hospital."""
         settings = self._settings
-        with Channel.dial(settings.dealer, self._dialling, "the dealer", settings.timeout_s) as dealer:
+        with Channel.dial(settings.dealer, self._credentials.client, "the dealer", settings.timeout_s) as dealer:
             dealer.send(fetch)
             ready = None
             while ready is None:

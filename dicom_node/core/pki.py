@@ -1,4 +1,7 @@
-"""A throw-away certificate authority (RFC 5280, ECDSA P-256) for demonstrations and tests; sites bring their own."""
+"""A throw-away certificate authority (RFC 5280, ECDSA P-256) for demonstrations and tests; sites bring their own.
+
+It issues certificates and revokes them: the list it writes is the one that `tls.crl` names.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,8 @@ class Authority:
     Parameters
     ----------
     folder : Path
-        Takes ``ca.pem`` and, for each certificate, ``<name>.pem`` and ``<name>.key`` (mode 0600).
+        Takes ``ca.pem``, ``crl.pem`` once `revoke` was called, and, for each certificate, ``<name>.pem`` and
+        ``<name>.key`` (mode 0600).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -41,6 +45,7 @@ class Authority:
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
             .sign(self._key, hashes.SHA256())
         )
+        self._revoked: list[x509.RevokedCertificate] = []
         self.path = folder / "ca.pem"
         self.path.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
 
@@ -85,6 +90,39 @@ class Authority:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(secret)
         return paths
+
+    def revoke(self, *certificates: Path, lifetime: datetime.timedelta = LIFETIME) -> Path:
+        """Write ``crl.pem``: the list of all certificates revoked so far, with these added.
+
+        Parameters
+        ----------
+        certificates : Path
+            PEM files that `issue` wrote; without any, the list is only renewed.
+        lifetime : timedelta
+            From now until the list expires; a negative one makes a list that has expired already.
+
+        Returns
+        -------
+        Path
+            The list, replaced in one step: a reader never sees half of it.
+        """
+        now = datetime.datetime.now(datetime.UTC)
+        for path in certificates:
+            serial = x509.load_pem_x509_certificate(path.read_bytes()).serial_number
+            self._revoked.append(x509.RevokedCertificateBuilder(serial, now).build())
+        end = now + lifetime
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self._name)
+            .last_update(end - LIFETIME - SKEW)
+            .next_update(end)
+        )
+        for one in self._revoked:
+            builder = builder.add_revoked_certificate(one)
+        signed = builder.sign(self._key, hashes.SHA256())
+        whole = self._folder / "crl.pem.new"
+        whole.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+        return whole.rename(self._folder / "crl.pem")
 
 
 def _name(text: str) -> x509.Name:

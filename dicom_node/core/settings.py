@@ -32,6 +32,14 @@ class TlsSettings(Section):
     certificate: Path = Field(description="this side's certificate chain")
     key: Path = Field(description="this side's private key, readable by the service's user alone")
     ca: Path = Field(description="the authorities whose certificates the other side may show")
+    crl: Path | None = Field(
+        default=None, description="their lists of revoked certificates; one that is missing or expired lets nobody in"
+    )
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that is named."""
+        return tuple(path for path in (self.certificate, self.key, self.ca, self.crl) if path is not None)
 
 
 class SiteSettings(Section):

@@ -2,7 +2,8 @@
 
 Stricter than usual in two ways. Nothing below TLS 1.3 is spoken. A certificate that a known authority signed is not
 enough: its fingerprint must be the one that was agreed on, so no authority can let a stranger in. In return the host
-name is not compared: the fingerprint already names one key. Expiry and signature are checked as always.
+name is not compared: the fingerprint already names one key. Expiry and signature are checked as always,
+and revocation (RFC 5280, section 5) where the settings name a list.
 """
 
 from __future__ import annotations
@@ -23,8 +24,13 @@ from .settings import TlsSettings
 
 #: A certificate's fingerprint in settings: SHA-256 of its DER form, hexadecimal.
 Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-#: X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED (OpenSSL x509_vfy.h).
+#: X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED (OpenSSL x509_vfy.h; so are the next three).
 OUT_OF_DATE = (9, 10)
+REVOKED = 23
+#: X509_V_ERR_CRL_NOT_YET_VALID and X509_V_ERR_CRL_HAS_EXPIRED.
+CRL_OUT_OF_DATE = (11, 12)
+#: X509_V_ERR_UNABLE_TO_GET_CRL, and X509_V_ERR_CRL_SIGNATURE_FAILURE: a list, but not this authority's.
+CRL_MISSING = (3, 8)
 SOCKET_OPTIONS = (
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),  # a message is one write; waiting for more only adds delay
     # Connections may wait for minutes: firewalls must not forget them, and a vanished peer must be noticed.
@@ -69,7 +75,7 @@ def _context(protocol: ssl._SSLMethod, settings: TlsSettings) -> ssl.SSLContext:
 
 
 def load_material(context: ssl.SSLContext, settings: TlsSettings) -> None:
-    """Give a context this side's certificate and the authorities of the other side.
+    """Give a context this side's certificate, the authorities of the other side and what they have revoked.
 
     Raises
     ------
@@ -79,8 +85,11 @@ def load_material(context: ssl.SSLContext, settings: TlsSettings) -> None:
     try:
         context.load_cert_chain(settings.certificate, settings.key)
         context.load_verify_locations(settings.ca)
+        if settings.crl is not None:
+            context.load_verify_locations(settings.crl)
+            context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
     except (OSError, ssl.SSLError) as error:
-        files = f"{settings.certificate}, {settings.key}, {settings.ca}"
+        files = ", ".join(str(path) for path in settings.files)
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
         raise ConfigError(f"cannot use the TLS files {files}: {reason}", code="tls-files") from error
 
@@ -202,6 +211,18 @@ def explain(error: OSError) -> VeilRayError:
             return ProtocolError(
                 "the peer's certificate has expired or is not valid yet: renew it, or set this machine's clock",
                 code="certificate-out-of-date",
+            )
+        if error.verify_code == REVOKED:
+            return ProtocolError("the peer's certificate was revoked by its authority", code="certificate-revoked")
+        if error.verify_code in CRL_OUT_OF_DATE:
+            return Unavailable(
+                "the list of revoked certificates has expired or is not valid yet: fetch the authority's newest one, "
+                "or set this machine's clock",
+                code="crl-out-of-date",
+            )
+        if error.verify_code in CRL_MISSING:
+            return ConfigError(
+                "tls.crl holds no list of the authority that signed the peer's certificate: add it", code="crl-missing"
             )
         return ProtocolError("the peer's certificate is not signed by an authority we know", code="unknown-authority")
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):

@@ -37,12 +37,15 @@ class Channel:
     ----------
     peer : str
         Fingerprint of the peer's certificate.
+    certificate : bytes
+        That certificate, DER.
     sent, received : int
         Bytes of frames so far, without the overhead of TLS and TCP.
     """
 
     def __init__(self, connection: ssl.SSLSocket, name: str, timeout_s: float) -> None:
         self.peer = tls.peer_fingerprint(connection)
+        self.certificate = connection.getpeercert(binary_form=True) or b""
         self.name = name
         self.sent = 0
         self.received = 0
@@ -130,6 +133,10 @@ class Channel:
             self.send(Failure.of(error))
         tls.linger(self._connection)
         self.close()
+
+    def interrupt(self) -> None:
+        """End the connection under another thread that uses it: its next send or receive fails."""
+        end_both_ways(self._connection)
 
     def close(self) -> None:
         """Close the connection; from another thread, it ends a wait in `receive`."""

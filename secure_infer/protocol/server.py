@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dicom_node.core import logs, tls
+from dicom_node.core.credentials import Credentials
 from dicom_node.core.errors import ConfigError, ProtocolError, Unavailable, VeilRayError
-from dicom_node.core.settings import TlsSettings
 
 from .channel import Channel, end_both_ways
 
@@ -51,10 +51,10 @@ class Server:
     ----------
     host, port
         Address to listen on; port 0 takes a free one.
-    settings : TlsSettings
-        Certificates.
+    credentials : Credentials
+        What is shown to callers; asked anew for each connection.
     peers : frozenset of str
-        Fingerprints of the certificates that may call.
+        Fingerprints of the certificates that may call; `admit` replaces them.
     handle : callable
         Serves one connection until it returns or raises.
     """
@@ -63,12 +63,12 @@ class Server:
         self,
         host: str,
         port: int,
-        settings: TlsSettings,
+        credentials: Credentials,
         peers: frozenset[str],
         limits: Limits,
         handle: Callable[[Channel], None],
     ) -> None:
-        self._context = tls.server_context(settings)
+        self._credentials = credentials
         self._peers = peers
         self._limits = limits
         self._handle = handle
@@ -76,6 +76,7 @@ class Server:
         self._sockets: set[socket.socket] = set()
         self._threads: set[threading.Thread] = set()
         self._per_peer: Counter[str] = Counter()
+        self._channels: set[Channel] = set()
         self._stopping = False
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -93,6 +94,37 @@ class Server:
     def alive(self) -> bool:
         """Whether connections are accepted."""
         return self._thread.is_alive()
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open, those in their handshake included."""
+        return len(self._sockets)
+
+    def admit(self, peers: frozenset[str]) -> None:
+        """Replace the list of those who may call; `sweep` ends what others have open."""
+        self._peers = peers
+
+    def sweep(self) -> list[tuple[str, str]]:
+        """End the connections whose certificate may not call any more.
+
+        Returns
+        -------
+        list of tuple of str
+            Fingerprint and why: ``certificate-not-allowed`` or ``certificate-revoked``.
+        """
+        with self._lock:
+            judged = [(one, self._judge(one)) for one in self._channels]
+        ended = [(one, error) for one, error in judged if error is not None]
+        for channel, _ in ended:
+            channel.interrupt()
+        return [(channel.peer, error.code) for channel, error in ended]
+
+    def _judge(self, channel: Channel) -> ProtocolError | None:
+        if channel.peer not in self._peers:
+            return ProtocolError("the certificate is not on the list", code="certificate-not-allowed")
+        if self._credentials.revoked(channel.certificate):
+            return ProtocolError("the certificate was revoked by its authority", code="certificate-revoked")
+        return None
 
     def stop(self) -> None:
         """Stop accepting and end all connections; a query on its way is burned."""
@@ -133,7 +165,7 @@ class Server:
     def _serve(self, plain: socket.socket, address: str) -> None:
         opened: socket.socket = plain
         try:
-            connection = tls.handshake(plain, self._context, self._limits.handshake_s, server_side=True)
+            connection = tls.handshake(plain, self._credentials.server, self._limits.handshake_s, server_side=True)
             with self._lock:  # wrapping detached the plain socket
                 self._sockets.discard(plain)
                 self._sockets.add(connection)
@@ -152,20 +184,22 @@ class Server:
 
     def _converse(self, channel: Channel) -> None:
         peer = channel.peer
+        refused: VeilRayError | None
         with self._lock:
+            self._channels.add(channel)  # before it is judged: what changes from now on is `sweep`'s to see
             self._per_peer[peer] += 1
-            crowded = self._per_peer[peer] > self._limits.connections_per_peer
+            refused = self._judge(channel)
+            if refused is None and self._per_peer[peer] > self._limits.connections_per_peer:
+                refused = Unavailable("too many connections of this certificate", code="too-many-connections")
         try:
-            if peer not in self._peers:
-                channel.fail(ProtocolError("the certificate is not on the list", code="certificate-not-allowed"))
-                log.warning("connection-refused", fingerprint=peer, code="certificate-not-allowed")
-            elif crowded:
-                channel.fail(Unavailable("too many connections of this certificate", code="too-many-connections"))
-                log.warning("connection-refused", fingerprint=peer, code="too-many-connections")
-            else:
+            if refused is None:
                 self._handle(channel)
+            else:
+                log.warning("connection-refused", fingerprint=peer, code=refused.code)
+                channel.fail(refused)
         finally:
             with self._lock:
+                self._channels.discard(channel)
                 self._per_peer[peer] -= 1
                 if not self._per_peer[peer]:
                     del self._per_peer[peer]

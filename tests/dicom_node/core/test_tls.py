@@ -113,6 +113,40 @@ def test_an_expired_certificate_is_named_as_such_on_both_sides(authority):
         assert caught.value.code == "certificate-out-of-date"
 
 
+DAY = datetime.timedelta(days=1)
+
+
+@pytest.mark.parametrize(
+    ("lists", "code"),
+    [
+        (lambda own, other, path: own.revoke(path), "certificate-revoked"),
+        (lambda own, other, path: own.revoke(lifetime=-DAY), "crl-out-of-date"),
+        (lambda own, other, path: own.revoke(path, lifetime=-DAY), "crl-out-of-date"),
+        (lambda own, other, path: other.revoke(), "crl-missing"),
+    ],
+    ids=["revoked", "expired list", "revoked on an expired list", "list of another authority"],
+)
+def test_a_list_of_revoked_certificates_keeps_out_on_both_sides(authority, tmp_path, lists, code):
+    ours, theirs = authority.issue("ours"), authority.issue("theirs")
+    judging = theirs.model_copy(update={"crl": lists(authority, Authority(tmp_path / "elsewhere"), ours.certificate)})
+    with service(judging) as (port, finish), dial(port, ours, theirs), pytest.raises(VeilRayError) as called:
+        finish()
+    with service(ours) as (port, finish):
+        with pytest.raises(VeilRayError) as calling:
+            dial(port, judging, ours)
+        with pytest.raises(VeilRayError):
+            finish()
+    assert (called.value.code, calling.value.code) == (code, code)
+
+
+def test_who_is_not_on_the_list_of_revoked_certificates_comes_in(authority):
+    ours, theirs, other = (authority.issue(name) for name in ("ours", "theirs", "other"))
+    crl = {"crl": authority.revoke(other.certificate)}
+    files = [one.model_copy(update=crl) for one in (ours, theirs)]
+    with service(files[1]) as (port, finish), dial(port, *files):
+        assert tls.peer_fingerprint(finish()) == tls.fingerprint(ours.certificate)
+
+
 def test_a_caller_without_a_certificate_is_refused(authority):
     theirs = authority.issue("theirs")
     bare = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -167,7 +201,8 @@ def test_a_service_that_is_away_is_unavailable(authority):
 
 def test_files_that_do_not_fit_are_a_configuration_error(authority, tmp_path):
     ours, theirs = authority.issue("ours"), authority.issue("theirs")
-    for wrong in ({"key": theirs.key}, {"certificate": tmp_path / "absent.pem"}, {"ca": ours.key}):
+    absent = tmp_path / "absent.pem"
+    for wrong in ({"key": theirs.key}, {"certificate": absent}, {"ca": ours.key}, {"crl": absent}, {"crl": ours.key}):
         with pytest.raises(ConfigError) as caught:
             tls.client_context(ours.model_copy(update=wrong))
         assert caught.value.code == "tls-files"

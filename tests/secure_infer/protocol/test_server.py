@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dicom_node.core import tls
+from dicom_node.core.credentials import Credentials
 from dicom_node.core.errors import ProtocolError, Unavailable, VeilRayError
 from dicom_node.core.pki import Authority
 from dicom_node.core.settings import EndpointSettings, TlsSettings
@@ -40,7 +41,10 @@ class Site:
         }
         self.prints = {name: tls.fingerprint(files.certificate) for name, files in self.tls.items()}
         peers = frozenset({self.prints["one"], self.prints["two"]})
-        self.server = Server("127.0.0.1", 0, self.tls["server"], peers, limits, handle)
+        self.crl = authority.revoke()
+        self.authority = authority
+        self.credentials = Credentials(self.tls["server"].model_copy(update={"crl": self.crl}))
+        self.server = Server("127.0.0.1", 0, self.credentials, peers, limits, handle)
         self.endpoint = EndpointSettings(host="127.0.0.1", port=self.server.port, fingerprint=self.prints["server"])
 
     def dial(self, who: str = "one", timeout_s: float = 5.0) -> Channel:
@@ -87,6 +91,28 @@ def test_messages_go_both_ways_and_are_counted(serve):
 def test_a_certificate_that_is_not_on_the_list_is_told_so(serve):
     with serve().dial("stranger") as channel, ends_with("certificate-not-allowed"):
         exchange(channel)
+
+
+@pytest.mark.parametrize("how", ["list", "crl"])
+def test_who_is_taken_off_the_list_or_revoked_loses_its_open_connections_and_the_others_do_not(serve, how):
+    site = serve(message_s=30.0)
+    with site.dial() as lost, site.dial("two") as kept:
+        exchange(lost)
+        exchange(kept)
+        assert site.server.sweep() == []
+        if how == "list":
+            site.server.admit(frozenset({site.prints["two"]}))
+            code = "certificate-not-allowed"
+        else:
+            site.authority.revoke(site.tls["one"].certificate)
+            assert site.credentials.refresh()
+            code = "certificate-revoked"
+        assert site.server.sweep() == [(site.prints["one"], code)]
+        with ends_with("connection-closed"):
+            lost.receive(LARGE)
+        exchange(kept)
+        with site.dial() as again, ends_with("tls-handshake" if how == "crl" else code):
+            exchange(again)
 
 
 def test_one_certificate_has_so_many_connections_and_another_one_its_own(serve):
