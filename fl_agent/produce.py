@@ -175,11 +175,9 @@ def train_head(
     inputs[..., -1] = BIAS_INPUT
     module = nn.Linear(inputs.shape[2], len(CLASSES), bias=False)
     nn.init.zeros_(module.weight)
-    groups = patient_rows(inputs, films.labels, films.patients)
-    found = descend(
-        module, groups, recipe, descent.noise_multiplier, source, lambda step, of: progress("head", step, of)
-    )
-    learned = found.double().numpy()
+    rows = patient_rows(inputs, films.labels, films.patients)
+    found = descend(module, rows, recipe, descent.noise_multiplier, source, lambda step, of: progress("head", step, of))
+    learned = found["weight"].double().numpy()
     weight = learned[:, :-1] / spread
     return {"head.weight": weight, "head.bias": learned[:, -1] * BIAS_INPUT - weight @ centre}, (mean, descent)
 
@@ -212,16 +210,16 @@ def calibrate(
     module = nn.Linear(4, 1, bias=False)
     with torch.no_grad():
         module.weight.copy_(torch.tensor([[LOGIT_SCALE, 0.0, 0.0, 0.0]]))
-    groups = patient_rows(inputs, films.labels, films.patients)
+    rows = patient_rows(inputs, films.labels, films.patients)
     found = descend(
         module,
-        groups,
+        rows,
         CALIBRATION,
         descent.noise_multiplier,
         source,
         lambda step, of: progress("calibration", step, of),
     )
-    scale, *offsets = (float(value) for value in found[0])
+    scale, *offsets = (float(value) for value in found["weight"][0])
     scale /= LOGIT_SCALE
     if scale <= 0:
         raise ConfigError("calibration turned the logits round: the head has learned nothing", code="training-failed")

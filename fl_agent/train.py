@@ -1,13 +1,13 @@
-"""Differentially private training of the private head: DP-SGD (Abadi et al. 2016, arXiv 1607.00133) with Opacus.
+"""Differentially private training of any network: DP-SGD (Abadi et al. 2016, arXiv 1607.00133) with Opacus.
 
 The unit of privacy is the PATIENT: all images of a child make one row, whose loss is the mean over the images, so the
-gradient that Opacus clips is the child's and not the image's. Two sets of data differ by one whole child.
+gradient that is clipped is the child's and not the image's. Two sets of data differ by one whole child.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from opacus import GradSampleModule
 from opacus.accountants import PRVAccountant
 from opacus.optimizers import DPOptimizer
+from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -25,8 +26,8 @@ from secure_infer.card import Mechanism
 
 from .randomness import SecureSource
 
-#: Rows whose gradients are held at once; clipping is per row, so this changes memory and never the result.
-PHYSICAL_ROWS = 512
+#: Images whose gradients are held at once; clipping is per patient, so this changes memory and never the result.
+AT_ONCE = 2048
 
 
 @dataclass(frozen=True)
@@ -55,20 +56,52 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Rows:
-    """One row for each patient.
+    """One row for each patient: one or several images that stand together.
 
     Attributes
     ----------
-    inputs : Tensor of float32, shape (patients, images, ...)
-        Padded with zeros to the largest number of images.
-    labels : Tensor of int64, shape (patients,)
-    weights : Tensor of float32, shape (patients, images)
-        1 / (images of the patient), 0 on the padding: each patient's weights sum to 1.
+    inputs : Tensor, shape (images, ...)
+        What the module takes, or what `descend` is told to make that of.
+    labels : Tensor of int64, shape (images,)
+    patients : Tensor of int64, shape (images,)
+        Number of each image's patient, ascending from 0 without gaps.
+    weights : Tensor of float32, shape (images,)
+        1 / (images of the patient): each patient's weights sum to 1.
     """
 
     inputs: Tensor
     labels: Tensor
+    patients: Tensor
     weights: Tensor
+
+    @property
+    def count(self) -> int:
+        """Number of patients."""
+        return int(self.patients[-1]) + 1
+
+    def batches(self, drawn: NDArray[np.bool_], at_once: int) -> Iterator[Tensor]:
+        """Divide the images of the drawn patients.
+
+        Parameters
+        ----------
+        drawn : ndarray of bool, shape (patients,)
+        at_once : int
+            Images; a patient who has more is not divided.
+
+        Yields
+        ------
+        Tensor of int64, shape (images of the batch,)
+            Where they stand; all images of each patient are in one batch. Empty where nobody was drawn.
+        """
+        sizes = torch.bincount(self.patients).tolist()
+        ends = np.cumsum(sizes)
+        batch: list[int] = []
+        for patient in np.flatnonzero(drawn):
+            if batch and len(batch) + sizes[patient] > at_once:
+                yield torch.tensor(batch)
+                batch = []
+            batch.extend(range(ends[patient] - sizes[patient], ends[patient]))
+        yield torch.tensor(batch, dtype=torch.int64)
 
 
 class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
@@ -92,37 +125,25 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
             summed._processed = True
 
 
-def patient_rows(inputs: NDArray[np.float32], labels: NDArray[np.int64], patients: NDArray[np.int64]) -> list[Rows]:
-    """Gather images into one row for each patient, in groups of like size so that little is padding.
+def patient_rows(inputs: NDArray[Any], labels: NDArray[np.int64], patients: NDArray[np.int64]) -> Rows:
+    """Gather images into one row for each patient.
 
     Parameters
     ----------
-    inputs : ndarray of float32, shape (images, views, ...)
+    inputs : ndarray, shape (images, views, ...)
         Views of one image share its weight.
     labels, patients : ndarray of int, shape (images,)
-
-    Returns
-    -------
-    list of Rows
-        Groups of at most `PHYSICAL_ROWS` patients; all patients are in exactly one.
     """
     views = inputs.shape[1]
     order = np.argsort(patients, kind="stable")
-    members = np.split(order, np.flatnonzero(np.diff(patients[order])) + 1)
-    members.sort(key=len)
-    groups = []
-    for start in range(0, len(members), PHYSICAL_ROWS):
-        part = members[start : start + PHYSICAL_ROWS]
-        width = max(len(images) for images in part) * views
-        rows = np.zeros((len(part), width, *inputs.shape[2:]), dtype=np.float32)
-        weights = np.zeros((len(part), width), dtype=np.float32)
-        for place, images in enumerate(part):
-            used = len(images) * views
-            rows[place, :used] = inputs[images].reshape(used, *inputs.shape[2:])
-            weights[place, :used] = 1.0 / used
-        targets = torch.from_numpy(labels[[images[0] for images in part]])
-        groups.append(Rows(torch.from_numpy(rows), targets, torch.from_numpy(weights)))
-    return groups
+    _, owner, sizes = np.unique(patients[order], return_inverse=True, return_counts=True)
+    owner = np.repeat(owner, views)
+    return Rows(
+        torch.from_numpy(inputs[order].reshape(-1, *inputs.shape[2:])),
+        torch.from_numpy(np.repeat(labels[order], views)),
+        torch.from_numpy(owner),
+        torch.from_numpy(1.0 / (views * sizes[owner])).float(),
+    )
 
 
 def patient_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
@@ -132,31 +153,67 @@ def patient_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
 
     Parameters
     ----------
-    logits : Tensor, shape (patients, images, 3)
-    labels : Tensor, shape (patients,)
-    weights : Tensor, shape (patients, images)
+    logits : Tensor, shape (images, 3)
+    labels, weights : Tensor, shape (images,)
     """
-    spread = labels[:, None].expand(logits.shape[:2])
-    return (
-        functional.cross_entropy(logits.flatten(0, 1), spread.flatten(), reduction="none") * weights.flatten()
-    ).sum()
+    return (functional.cross_entropy(logits, labels, reduction="none") * weights).sum()
+
+
+def require_private(module: nn.Module) -> None:
+    """Make sure that one patient's gradient depends on that patient alone.
+
+    Raises
+    ------
+    ConfigError
+        A layer mixes the images of a batch, as BatchNorm does (``mixes-patients``).
+    """
+    faults = ModuleValidator.validate(module, strict=False)
+    if faults:
+        raise ConfigError(
+            f"this network cannot be trained privately, fold or replace its normalisation: {faults[0]}",
+            code="mixes-patients",
+        )
+
+
+def _patient_gradients(
+    wrapped: GradSampleModule, rows: Rows, index: Tensor, prepare: Callable[[Tensor], Tensor]
+) -> None:
+    """Leave one gradient for each patient in `grad_sample` of every parameter, shape (patients, ...)."""
+    parameters = [one for one in wrapped.parameters() if one.requires_grad]
+    if not len(index):
+        for parameter in parameters:
+            parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
+        return
+    logits = wrapped(prepare(rows.inputs[index])).flatten(1)
+    with warnings.catch_warnings():
+        # Opacus hooks a layer whose inputs are data and need no gradient; torch remarks on it.
+        warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
+        torch.autograd.backward(patient_loss(logits, rows.labels[index], rows.weights[index]))
+    present, owner = torch.unique_consecutive(rows.patients[index], return_inverse=True)
+    for parameter in parameters:
+        # Opacus gives one gradient for each IMAGE; the patient's is their sum, and only that may be clipped.
+        summed = parameter.new_zeros((len(present), *parameter.shape))
+        parameter.grad_sample = summed.index_add_(0, owner, parameter.grad_sample)
 
 
 def descend(
-    module: nn.Linear,
-    groups: Sequence[Rows],
+    module: nn.Module,
+    rows: Rows,
     recipe: Recipe,
     noise_multiplier: float,
     source: SecureSource,
     done: Callable[[int, int], None] = lambda step, steps: None,
-) -> Tensor:
-    """Minimise the mean loss over patients by DP-SGD and return the averaged weights.
+    *,
+    prepare: Callable[[Tensor], Tensor] = lambda inputs: inputs,
+    at_once: int = AT_ONCE,
+) -> dict[str, Tensor]:
+    """Minimise the mean loss over patients by DP-SGD and return the averaged parameters.
 
     Parameters
     ----------
-    module : Linear
-        Holds the start; its output, less a last dimension of 1, is the logits.
-    groups : sequence of Rows
+    module : Module
+        Holds the start; from (images, ...) to logits (images, 3), less a last dimension of 1.
+    rows : Rows
         All patients of one partition.
     recipe : Recipe
     noise_multiplier : float
@@ -165,42 +222,50 @@ def descend(
         Of the noise and of the lottery.
     done : callable
         Called with (steps done, of all).
+    prepare : callable
+        From some of `rows.inputs` to what the module takes, image by image.
+    at_once : int
+        Images whose gradients are held at once: each takes as much memory as the module.
 
     Returns
     -------
-    Tensor of float32
-        Like `module.weight`.
+    dict of str to Tensor of float32
+        Like the module's trainable parameters, by name.
+
+    Raises
+    ------
+    ConfigError
+        See `require_private`.
     """
-    count = sum(len(group.labels) for group in groups)
-    wrapped = GradSampleModule(module, loss_reduction="sum")
+    require_private(module)
+    wrapped = GradSampleModule(module.train(), loss_reduction="sum")
     optimizer = SecureDPOptimizer(
         torch.optim.SGD(wrapped.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum),
         source,
         noise_multiplier=noise_multiplier,
         max_grad_norm=recipe.clip,
         # The EXPECTED size, a public constant; the drawn size would be data.
-        expected_batch_size=recipe.sampling_rate * count,
+        expected_batch_size=recipe.sampling_rate * rows.count,
         loss_reduction="mean",
     )
     first = recipe.steps - max(1, round(recipe.averaged * recipe.steps))
-    total = torch.zeros_like(module.weight, dtype=torch.float64)
+    trained = {name: one for name, one in module.named_parameters() if one.requires_grad}
+    total = {name: torch.zeros_like(one, dtype=torch.float64) for name, one in trained.items()}
     for step in range(recipe.steps):
-        for place, group in enumerate(groups):
-            drawn = torch.from_numpy(source.coins(len(group.labels), recipe.sampling_rate))
+        drawn = source.coins(rows.count, recipe.sampling_rate)
+        batches = list(rows.batches(drawn, at_once))
+        for place, index in enumerate(batches):
             optimizer.zero_grad()
-            logits = wrapped(group.inputs[drawn]).squeeze(-1)
-            with warnings.catch_warnings():
-                # Opacus hooks a layer whose inputs are data and need no gradient; torch remarks on it.
-                warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
-                torch.autograd.backward(patient_loss(logits, group.labels[drawn], group.weights[drawn]))
-            # Clipped sums add up over the groups; noise comes once, with the last, also where no patient was drawn.
-            optimizer.signal_skip_step(do_skip=place < len(groups) - 1)
+            _patient_gradients(wrapped, rows, index, prepare)
+            # Clipped sums add up over the batches; noise comes once, with the last, also where no patient was drawn.
+            optimizer.signal_skip_step(do_skip=place < len(batches) - 1)
             optimizer.step()
         if step >= first:
-            total += module.weight.detach()
+            for name, one in trained.items():
+                total[name] += one.detach()
         done(step + 1, recipe.steps)
     wrapped.remove_hooks()
-    return (total / (recipe.steps - first)).float()
+    return {name: (one / (recipe.steps - first)).float() for name, one in total.items()}
 
 
 def release_mean(

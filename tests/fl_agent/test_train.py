@@ -53,9 +53,8 @@ def some_patients(seed: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return images.astype(np.float32), labels, patients
 
 
-@pytest.mark.parametrize("rows_at_once", [512, 7])
-def test_a_step_sums_each_patients_clipped_mean_gradient(rows_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fl_agent.train.PHYSICAL_ROWS", rows_at_once)
+@pytest.mark.parametrize("at_once", [2048, 20])
+def test_a_step_sums_each_patients_clipped_mean_gradient(at_once: int) -> None:
     images, labels, patients = some_patients()
     start = torch.randn(3, 5, generator=torch.Generator().manual_seed(3))
     total, clipped = torch.zeros(3, 5), 0
@@ -71,17 +70,18 @@ def test_a_step_sums_each_patients_clipped_mean_gradient(rows_at_once: int, monk
     module = nn.Linear(5, 3, bias=False)
     with torch.no_grad():
         module.weight.copy_(start)
-    found = descend(module, patient_rows(images, labels, patients), FULL, 1e-9, SecureSource())
+    rows = patient_rows(images, labels, patients)
+    found = descend(module, rows, FULL, 1e-9, SecureSource(), at_once=at_once)["weight"]
     torch.testing.assert_close(start - found, total / 40, atol=1e-5, rtol=1e-4)
 
 
-def test_noise_is_added_once_for_each_step_with_the_stated_deviation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fl_agent.train.PHYSICAL_ROWS", 10)  # four groups, one noise
+def test_noise_is_added_once_for_each_step_with_the_stated_deviation() -> None:
     labels, patients = np.zeros(40, dtype=np.int64), np.arange(40)
-    groups = patient_rows(np.zeros((40, 1, 8000), dtype=np.float32), labels, patients)
+    rows = patient_rows(np.zeros((40, 1, 8000), dtype=np.float32), labels, patients)
     module = nn.Linear(8000, 3, bias=False)
     nn.init.zeros_(module.weight)
-    found = descend(module, groups, FULL, 5.0, SecureSource()).double() * 40  # the gradient of a black image is 0
+    found = descend(module, rows, FULL, 5.0, SecureSource(), at_once=10)["weight"]  # four batches, one noise
+    found = found.double() * 40  # the gradient of a black image is 0
     assert float(found.std()) == pytest.approx(5.0 * FULL.clip, rel=0.03)
     assert float(found.mean()) == pytest.approx(0.0, abs=5 * 5.0 * FULL.clip / math.sqrt(24000))
 
@@ -107,12 +107,34 @@ def test_poisson_sampling_takes_each_patient_with_its_own_coin() -> None:
     assert source.coins(1000, 1.0).all()
 
 
+def test_a_patients_images_are_never_divided_between_batches() -> None:
+    images, labels, patients = some_patients()
+    rows = patient_rows(images, labels, patients)
+    drawn = np.arange(40) % 3 > 0
+    batches = list(rows.batches(drawn, at_once=20))
+    assert len(batches) > 5
+    assert max(len(batch) for batch in batches) <= 20
+    owners = [set(rows.patients[batch].tolist()) for batch in batches]
+    assert sum(len(owner) for owner in owners) == drawn.sum()
+    assert set.union(*owners) == set(np.flatnonzero(drawn).tolist())
+    assert torch.bincount(rows.patients, rows.weights).tolist() == pytest.approx([1.0] * 40)
+
+
+def test_a_network_that_mixes_patients_is_refused() -> None:
+    images, labels, patients = some_patients()
+    module = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    with pytest.raises(ConfigError) as caught:
+        descend(module, patient_rows(images, labels, patients), FULL, 1.0, SecureSource())
+    assert caught.value.code == "mixes-patients"
+
+
 def test_a_step_where_nobody_was_drawn_is_noised_all_the_same() -> None:
     images, labels, patients = some_patients()
     module = nn.Linear(5, 3, bias=False)
     nn.init.zeros_(module.weight)
     recipe = Recipe(steps=1, sampling_rate=1e-12, clip=1.0, learning_rate=1e-9, momentum=0.0, averaged=1.0)
-    assert descend(module, patient_rows(images, labels, patients), recipe, 1.0, SecureSource()).abs().min() > 0
+    rows = patient_rows(images, labels, patients)
+    assert descend(module, rows, recipe, 1.0, SecureSource())["weight"].abs().min() > 0
 
 
 def test_a_gradient_is_not_noised_and_used_twice() -> None:
@@ -124,8 +146,8 @@ def test_a_gradient_is_not_noised_and_used_twice() -> None:
         max_grad_norm=1.0,
         expected_batch_size=4,
     )
-    inputs = torch.ones(4, 1, 5, requires_grad=True)
-    patient_loss(module(inputs), torch.zeros(4, dtype=torch.int64), torch.ones(4, 1)).backward()
+    inputs = torch.ones(4, 5, requires_grad=True)
+    patient_loss(module(inputs), torch.zeros(4, dtype=torch.int64), torch.ones(4)).backward()
     optimizer.step()
     with pytest.raises(ValueError, match="zero_grad"):
         optimizer.step()
@@ -201,12 +223,12 @@ def test_epsilon_3_learns_what_is_separable_and_a_thousandfold_noise_does_not(ra
     unseen, truth = blobs(900, 2)
     recipe = Recipe(steps=40, sampling_rate=rate, clip=0.3, learning_rate=10.0, momentum=0.9)
     noise = noise_for(3.0, 1e-4, mechanism(sampling_rate=rate, steps=40)).noise_multiplier
-    groups = patient_rows(train, labels, np.arange(1500))
+    rows = patient_rows(train, labels, np.arange(1500))
 
     def score(multiplier: float) -> float:
         module = nn.Linear(40, 3, bias=False)
         nn.init.zeros_(module.weight)
-        logits = unseen[:, 0] @ descend(module, groups, recipe, multiplier, SecureSource()).numpy().T
+        logits = unseen[:, 0] @ descend(module, rows, recipe, multiplier, SecureSource())["weight"].numpy().T
         return auc((logits[:, 1:].max(1) - logits[:, 0]).astype(np.float64), truth > 0)
 
     assert score(noise) > 0.9
