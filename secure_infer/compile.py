@@ -21,6 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from dicom_node.core.errors import ConfigError
 
 from .clear import evaluate
+from .networks import plain
 from .program import (
     INPUT,
     AdditionLayer,
@@ -181,7 +182,7 @@ def compile_network(network: nn.Module, calibration: NDArray[np.float64], ring_b
     if network.training:
         raise ConfigError("compile the network in evaluation mode", code="unsupported-module")
     fraction_bits, weight_bits = FRACTION_BITS[ring_bits]
-    traced = fx.symbolic_trace(network)
+    traced = fx.symbolic_trace(plain(network))
     _folded(traced)
     shape = calibration.shape[1:]
     builder = _Builder(weight_bits, {INPUT: (shape[0], shape[1], shape[2])})
