@@ -31,6 +31,7 @@ from safetensors.numpy import load_file, save_file
 from torch import fx, nn
 from torch.fx.experimental.optimization import fuse
 
+from secure_infer import networks
 from secure_infer.networks import SmallCNN, resnet18
 
 PARTIES = 2
@@ -133,7 +134,7 @@ def _start(folder: Path, rank: int, runs: int, log: Path) -> subprocess.Popen[by
 
 def walk(network: nn.Module) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """List a network's layers with their inputs, and its tensors by layer."""
-    traced = fuse(network.eval())  # folds BatchNorm
+    traced = fuse(networks.plain(network.eval()))  # folds BatchNorm
     steps: list[dict[str, Any]] = []
     tensors: dict[str, np.ndarray] = {}
     for node in traced.graph.nodes:
