@@ -14,7 +14,7 @@ from dicom_node.core import tls
 from dicom_node.core.errors import ProtocolError, Unavailable, VeilRayError
 from dicom_node.core.settings import EndpointSettings
 
-from .messages import Failure, Message, decode
+from .messages import Failure, Message, decode, room
 
 LENGTH = struct.Struct(">I")
 #: Frames up to this length go out with their length in one write.
@@ -66,17 +66,16 @@ class Channel:
         Unavailable, ProtocolError
             The connection is gone, or the peer does not read.
         """
-        frame = message.encode()
+        parts = message.parts()
+        size = sum(map(len, parts))
+        body = [parts.pop()] if size > ONE_RECORD else []  # a copy of it would take as long as its encryption
         try:
             self._connection.settimeout(self._timeout_s)
-            if len(frame) <= ONE_RECORD:
-                self._connection.sendall(LENGTH.pack(len(frame)) + frame)
-            else:  # a copy of a hundred megabytes for the sake of four bytes would show in the memory of each role
-                self._connection.sendall(LENGTH.pack(len(frame)))
-                self._connection.sendall(frame)
+            for part in (b"".join([LENGTH.pack(size), *parts]), *body):
+                self._connection.sendall(part)
         except OSError as error:
             raise self._failed(error) from error
-        self.sent += LENGTH.size + len(frame)
+        self.sent += LENGTH.size + size
 
     def receive(self, limit: int, wait_s: float | None = None) -> Message:
         """Wait for one message.
@@ -102,16 +101,24 @@ class Channel:
         (size,) = LENGTH.unpack(first + self._read(LENGTH.size - 1, deadline - time.monotonic()))
         if not 0 < size <= limit:
             raise ProtocolError(f"{self.name} sent a frame of {size} bytes, {limit} may come", code="frame-too-long")
-        message = decode(self._read(size, deadline - time.monotonic()))
+        (kind,) = self._read(1, deadline - time.monotonic())
+        frame = room(kind, size)
+        frame[0] = kind
+        self._fill(frame[1:], deadline - time.monotonic())
+        message = decode(frame)
         self.received += LENGTH.size + size
         if isinstance(message, Failure):
             raise message.error(self.name)
         return message
 
     def _read(self, size: int, timeout_s: float) -> bytes:
-        """Read exactly `size` bytes before the time is over, however slowly they drip."""
         data = bytearray(size)
-        view, deadline = memoryview(data), time.monotonic() + timeout_s
+        self._fill(memoryview(data), timeout_s)
+        return bytes(data)
+
+    def _fill(self, view: memoryview, timeout_s: float) -> None:
+        """Read exactly as many bytes as fit before the time is over, however slowly they drip."""
+        deadline = time.monotonic() + timeout_s
         try:
             while view:
                 self._connection.settimeout(max(deadline - time.monotonic(), 1e-3))
@@ -121,7 +128,6 @@ class Channel:
                 view = view[count:]
         except OSError as error:
             raise self._failed(error) from error
-        return bytes(data)
 
     def _failed(self, error: OSError) -> VeilRayError:
         found = tls.explain(error)

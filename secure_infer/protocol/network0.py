@@ -13,13 +13,13 @@ from dicom_node.core.errors import ProtocolError, Refused
 from ..program import INPUT, ReluLayer, sources
 from .gate import SIGN_BIT, Bytes
 from .layers import local, weigh
-from .messages import Bits, Bundle, Covered, Label, Masked, Message, Output, Ready, Shifted, Signs, overhead
+from .messages import Bits, Bundle, Covered, Label, Masked, Message, Output, Ready, Shifted, Signs, Vector, overhead
 from .network_deal import masks_of
 from .network_plan import NetworkPlan
 from .party0 import HospitalSession, Terms
 from .plan import LARGEST_FAILURE
 from .prg import Prg
-from .ring import Words
+from .ring import Words, packed
 from .session import State
 
 
@@ -117,7 +117,7 @@ class NetworkHospital(HospitalSession):
         self._signs = signs
         self.state = State.JOINING
         sent = bits | (signs.astype(np.uint16) << np.uint16(SIGN_BIT))
-        return Bits(message.bundle, message.layer, sent.astype("<u2").tobytes())
+        return Bits(message.bundle, message.layer, packed(sent))
 
     def _on_signs(self, message: Signs) -> Message:
         name = self._gate(message.bundle, message.layer)
@@ -147,14 +147,14 @@ class NetworkHospital(HospitalSession):
         self._signs = np.empty(0, np.uint8)
 
 
-def small(data: bytes, count: int) -> NDArray[np.uint16]:
+def small(data: Vector, count: int) -> NDArray[np.uint16]:
     """Read words of 16 bits; ProtocolError where it is not exactly `count` of them."""
     if len(data) != 2 * count:
         raise ProtocolError(f"the peer sent {len(data)} bytes where {2 * count} belong", code="wrong-size")
     return np.frombuffer(data, "<u2")
 
 
-def unpacked(data: bytes, count: int) -> Bytes:
+def unpacked(data: Vector, count: int) -> Bytes:
     """Read single bits; ProtocolError where it is not exactly `count` of them."""
     if len(data) != -(-count // 8):
         raise ProtocolError(f"the peer sent {len(data)} bytes where {-(-count // 8)} belong", code="wrong-size")

@@ -28,6 +28,7 @@ from .messages import (
     Ready,
     Shifted,
     Signs,
+    Vector,
     overhead,
 )
 from .network0 import small
@@ -35,7 +36,7 @@ from .network_plan import NetworkPlan
 from .party1 import OwnerSession, PartySession, PrivateModel
 from .plan import LARGEST_FAILURE, LARGEST_OPEN
 from .prg import gate_masks, weight_masks
-from .ring import Words
+from .ring import Words, packed
 from .session import State
 
 
@@ -86,7 +87,7 @@ class NetworkParty(OwnerSession[PrivateNetwork]):
         self._plan = plan
         self._awaited = [name for name in plan.numbers if name != INPUT and plan.material(name)]
         self._gates = list(plan.gates)
-        self._material: dict[str, bytes] = {}
+        self._material: dict[str, Vector] = {}
         self._covered: dict[str, Words] = {}
         self._shares: dict[str, Words] = {}
         self._cursor = 0
@@ -200,14 +201,13 @@ class NetworkParty(OwnerSession[PrivateNetwork]):
         return Output(self.bundle, values)
 
     def _shift(self, name: str, share: Words) -> Message:
-        gate, ring = self._plan.gates[name], self._plan.ring
+        gate = self._plan.gates[name]
         self._opened = (self._covered.pop(name) + share).reshape(-1)
         self._tables = gate.view(np.frombuffer(self._material.pop(name), np.uint8))
         self._bits, self._highest = gate.compare(self._opened, self._tables)
         self._waiting = name
         self.state = State.JOINING
-        sent = ring.to_bytes([self._opened]) + self._bits.astype("<u2").tobytes()
-        return Shifted(self.bundle, self._plan.numbers[name], sent)
+        return Shifted(self.bundle, self._plan.numbers[name], packed(self._opened, self._bits))
 
     def _on_bits(self, message: Bits) -> Message:
         name = self._named(message.bundle, message.layer)
@@ -221,7 +221,7 @@ class NetworkParty(OwnerSession[PrivateNetwork]):
         share = gate.select(self._opened, self._tables, opened, 1)
         self._shares[name] = share.reshape(self._plan.shapes[name])
         self.state = State.READY
-        return Signs(self.bundle, message.layer, np.packbits(signs).tobytes())
+        return Signs(self.bundle, message.layer, packed(np.packbits(signs)))
 
     def _forget(self) -> None:
         self._material, self._covered, self._shares = {}, {}, {}

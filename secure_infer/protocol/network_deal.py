@@ -9,7 +9,7 @@ from .layers import local, weigh
 from .messages import Label, Material
 from .network_plan import NetworkPlan
 from .prg import Prg, gate_masks, private_masks, weight_masks
-from .ring import Words
+from .ring import Words, packed
 
 
 def masks_of(plan: NetworkPlan, name: str, bundle: Prg) -> Words:
@@ -36,6 +36,6 @@ def materials(
         elif isinstance(layer, ReluLayer):
             block = plan.gates[layer.name].deal(number, bundle, party, private)
             shares[layer.name] = masks_of(plan, layer.name, bundle)
-            yield Material(name, number, block.tobytes())
+            yield Material(name, number, packed(block))
         elif all(one in shares for one in given):
             shares[layer.name] = local(layer, [shares[one] for one in given])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dicom_node.core.errors import IntegrityError, ProtocolError
 
 from . import linear
-from .messages import Bundle, Deal, Masked, Message, Open, Output, Ready
+from .messages import Bundle, Deal, Masked, Message, Open, Output, Ready, Vector
 from .plan import LARGEST_FAILURE, AnyPlan, Plan
 from .prg import Context, Prg, bundle_masks
 from .ring import Words
@@ -99,7 +99,7 @@ class HospitalSession(Session):
     def _prepare(self, message: Ready, bundle: Prg) -> None:
         """Compute ahead all that does not depend on the image."""
 
-    def _blinded(self, values: bytes, shapes: Sequence[tuple[int, ...]]) -> list[Words]:
+    def _blinded(self, values: Vector, shapes: Sequence[tuple[int, ...]]) -> list[Words]:
         """Return the blinded weights; `values` holds them the first time and is empty later."""
         assert self._half is not None
         if self._deltas is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from cryptography.hazmat.primitives import hashes
@@ -49,21 +50,19 @@ class Prg:
 
     def words(self, label: Label, layer: int, shape: tuple[int, ...], ring: Ring) -> Words:
         """Draw an array of uniform ring elements."""
-        counter = bytes([label]) + layer.to_bytes(3, "big") + bytes(12)
-        stream = Cipher(self._key, modes.CTR(counter)).encryptor()
-        size = int(np.prod(shape)) * ring.width
-        return ring.from_bytes(stream.update(bytes(size)), shape)
+        data = self.stream(label, layer, prod(shape) * ring.width)
+        return data.view(f"<u{ring.width}").astype(f"u{ring.width}", copy=False).reshape(shape)
 
     def stream(self, label: Label, layer: int, size: int) -> NDArray[np.uint8]:
         """Draw `size` uniform bytes, writable; the same stream as `words` reads."""
         counter = bytes([label]) + layer.to_bytes(3, "big") + bytes(12)
         cipher = Cipher(self._key, modes.CTR(counter)).encryptor()
-        data = bytearray(size + 16)  # the cipher asks for a block more than it writes
-        room = memoryview(data)
+        data = np.empty(size + 16, np.uint8)  # the cipher asks for a block more than it writes
+        room = data.data
         for start in range(0, size, len(ZEROS)):
             count = min(len(ZEROS), size - start)
             cipher.update_into(memoryview(ZEROS)[:count], room[start:])
-        return np.frombuffer(data, np.uint8, size)
+        return data[:size]
 
 
 def bundle_masks(seed: bytes, context: Context) -> Prg:

@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 
 from dicom_node.core.errors import ConfigError, ProtocolError
 
+from .messages import Vector
+
 Words = NDArray[np.unsignedinteger[Any]]
+
+
+def packed(*arrays: NDArray[np.unsignedinteger[Any]]) -> Vector:
+    """Write arrays one after the other, little-endian, rows first; a single one may be seen, not copied."""
+    flat = [np.ascontiguousarray(one, one.dtype.newbyteorder("<")).reshape(-1).view(np.uint8) for one in arrays]
+    return (flat[0] if len(flat) == 1 else np.concatenate([*flat, np.empty(0, np.uint8)])).data.toreadonly()
 
 
 @dataclass(frozen=True)
@@ -56,11 +64,11 @@ class Ring:
         signed = words.view(f"i{self.width}").astype(np.float64)
         return np.ldexp(signed, -fraction_bits)
 
-    def to_bytes(self, arrays: Sequence[Words]) -> bytes:
+    def to_bytes(self, arrays: Sequence[Words]) -> Vector:
         """Write arrays one after the other, little-endian, rows first."""
-        return b"".join(np.ascontiguousarray(one, dtype=f"<u{self.width}").tobytes() for one in arrays)
+        return packed(*(one.astype(f"u{self.width}", copy=False) for one in arrays))
 
-    def from_bytes(self, data: bytes, shape: tuple[int, ...]) -> Words:
+    def from_bytes(self, data: Vector, shape: tuple[int, ...]) -> Words:
         """Read one array.
 
         Raises
@@ -71,7 +79,7 @@ class Ring:
         (words,) = self.split(data, [shape])
         return words
 
-    def split(self, data: bytes, shapes: Sequence[tuple[int, ...]]) -> list[Words]:
+    def split(self, data: Vector, shapes: Sequence[tuple[int, ...]]) -> list[Words]:
         """Read arrays that stand one after the other.
 
         Raises

@@ -76,7 +76,7 @@ def test_a_wrong_message_in_place_of_the_right_one_burns_the_bundle(role, step):
     if hasattr(right, "layer"):
         wrong += [dataclasses.replace(right, layer=right.layer + 1), dataclasses.replace(right, layer=0xFFFF)]
     for name in ("values", "deltas"):
-        if data := getattr(right, name, b""):
+        if data := bytes(getattr(right, name, b"")):
             wrong += [
                 dataclasses.replace(right, **{name: data[:-1]}),
                 dataclasses.replace(right, **{name: data + b"0"}),

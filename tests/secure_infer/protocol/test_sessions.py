@@ -25,6 +25,7 @@ from secure_infer.protocol.messages import (
     Shifted,
     Signs,
     decode,
+    room,
 )
 from secure_infer.protocol.party0 import ChainHospital
 from secure_infer.protocol.party1 import PartySession
@@ -295,6 +296,17 @@ def test_every_message_reads_back_as_it_was_written_and_no_truncation_does(kind)
     if len(frame) == fixed:
         with pytest.raises(ProtocolError):
             decode(frame + b"\0")
+
+
+@pytest.mark.parametrize(("kind", "field"), [(Ready, "deltas"), (Half, "corrections"), (Material, "values")])
+def test_a_vector_is_read_where_it_arrived_and_begins_at_whole_words(kind, field):
+    written = sample(kind).encode()
+    frame = room(kind.KIND, len(written))
+    frame[:] = written
+    read = np.frombuffer(getattr(decode(frame), field), np.uint8)
+    assert np.shares_memory(read, np.frombuffer(frame, np.uint8))
+    assert read.ctypes.data % 16 == 0
+    assert not read.flags.writeable
 
 
 @pytest.mark.parametrize("frame", [b"", b"\0", b"\x0f", b"\xff" * 40])
