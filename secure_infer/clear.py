@@ -19,7 +19,9 @@ from .program import (
     GuardLayer,
     NetworkProgram,
     ReluLayer,
+    SliceLayer,
     SumPoolLayer,
+    positions,
     sources,
 )
 
@@ -39,7 +41,8 @@ def evaluate(program: NetworkProgram, weights: Tensors, image: NDArray[np.float6
     Returns
     -------
     dict
-        Every tensor by name, shape (1, channels, rows, columns). A guard gives sums less limits.
+        Every tensor by name, shape (1, channels, rows, columns). A guard gives sums less limits, a truncation its
+        source: no bit is dropped.
     """
     found = {INPUT: torch.from_numpy(np.asarray(image, np.float64))[None]}
     private = {name: torch.from_numpy(np.asarray(tensor, np.float64)) for name, tensor in weights.items()}
@@ -53,9 +56,13 @@ def evaluate(program: NetworkProgram, weights: Tensors, image: NDArray[np.float6
             weight, bias = private[f"{layer.name}.weight"], private[f"{layer.name}.bias"]
             value = functional.linear(value.flatten(1), weight, bias)[..., None, None]
         elif isinstance(layer, ReluLayer):
-            value = value.relu()
-        elif isinstance(layer, AdditionLayer):
-            value = given[0] + given[1]  # the shifts only bring both to one scale
+            value = value.clamp(0.0, layer.ceiling)
+        elif isinstance(layer, AdditionLayer):  # the shifts only bring both to one scale
+            value = given[0] - given[1] if layer.subtract else given[0] + given[1]
+        elif isinstance(layer, SliceLayer):
+            _, channels, rows, columns = value.shape
+            taken = torch.from_numpy(positions(layer, (channels, rows, columns)))
+            value = value.index_select(2 if layer.axis == "rows" else 3, taken)
         elif isinstance(layer, SumPoolLayer):
             value = functional.avg_pool2d(value, layer.kernel, layer.stride, layer.padding, divisor_override=1)
         elif isinstance(layer, FlattenLayer):

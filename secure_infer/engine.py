@@ -91,6 +91,8 @@ def columns_of(program: Program | NetworkProgram, features: NDArray[np.float64])
                 f"the model's program takes the shape {program.input_shape}, not {features.shape}", code="program-shape"
             )
         _require_bound(program.input_bound, features)
+        if program.input_norm is not None and not np.linalg.norm(features) <= program.input_norm:
+            raise Refused("this image is beyond the model's proven range", code="features-out-of-range")
         return np.ascontiguousarray(features, dtype=np.float64)
     first = program.layers[0]
     pooled = first.columns == 1

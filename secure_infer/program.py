@@ -1,8 +1,9 @@
 """Whole networks as public programs: a graph of private layers, of which shapes and scales alone are told.
 
 Tensors are named by the layer that gives them; the network's input is `INPUT`. A tensor is a fixed-point array of
-(channels, rows, columns). A convolution or dense layer adds `weight_fraction_bits` to its fractional bits, a gate takes
-`shift` of them away, and additions need equal ones.
+(channels, rows, columns). A convolution or dense layer adds `weight_fraction_bits` to its fractional bits, a gate
+(`Gated`) takes `shift` of them away, and additions need equal ones. What other frameworks have as one layer is put
+together from these: the larger of a and b is b + relu(a - b), and max-pooling is that on slices.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 INPUT = "input"
@@ -54,10 +57,20 @@ class ReluLayer(Part):
     name: Name
     source: Name
     shift: int = Field(ge=1, le=30, description="fractional bits that are dropped")
+    ceiling: float | None = Field(default=None, gt=0, description="larger values become this one: 6 for ReLU6")
+
+
+class TruncationLayer(Part):
+    """An arithmetic shift to the right; the result may be one unit in the last place too large."""
+
+    kind: Literal["truncation"] = "truncation"
+    name: Name
+    source: Name
+    shift: int = Field(ge=1, le=61, description="fractional bits that are dropped")
 
 
 class AdditionLayer(Part):
-    """The sum of two tensors, each shifted to the left first."""
+    """The sum of two tensors, or their difference, each shifted to the left first."""
 
     kind: Literal["addition"] = "addition"
     name: Name
@@ -65,6 +78,7 @@ class AdditionLayer(Part):
     second: Name
     first_shift: int = Field(default=0, ge=0, le=40)
     second_shift: int = Field(default=0, ge=0, le=40)
+    subtract: bool = Field(default=False, description="whether the second is taken away")
 
 
 class SumPoolLayer(Part):
@@ -76,6 +90,18 @@ class SumPoolLayer(Part):
     kernel: Pair
     stride: Pair
     padding: Margin = (0, 0)
+
+
+class SliceLayer(Part):
+    """Every `step`-th row or column from `offset` on; a position outside the tensor means the nearest one inside."""
+
+    kind: Literal["slice"] = "slice"
+    name: Name
+    source: Name
+    axis: Literal["rows", "columns"]
+    offset: int = Field(ge=-64, le=64)
+    step: int = Field(ge=1, le=64)
+    count: Size
 
 
 class FlattenLayer(Part):
@@ -91,18 +117,18 @@ class GuardLayer(Part):
 
     kind: Literal["guard"] = "guard"
     name: Name
-    sources: tuple[Name, ...] = Field(min_length=1, description="outputs of gates, of equal fractional bits")
+    sources: tuple[Name, ...] = Field(min_length=1, description="results of ReLUs, of equal fractional bits")
     limits: tuple[float, ...] = Field(description="largest sum of each source that is proven safe")
-
-
-NetworkLayer = Annotated[
-    ConvolutionLayer | DenseLayer | ReluLayer | AdditionLayer | SumPoolLayer | FlattenLayer | GuardLayer,
-    Field(discriminator="kind"),
-]
 
 
 #: Layers with private weights.
 Weighted = ConvolutionLayer | DenseLayer
+#: Layers that the parties evaluate together.
+Gated = ReluLayer | TruncationLayer
+NetworkLayer = Annotated[
+    Weighted | Gated | AdditionLayer | SumPoolLayer | SliceLayer | FlattenLayer | GuardLayer,
+    Field(discriminator="kind"),
+]
 Shape = tuple[int, int, int]
 
 
@@ -122,6 +148,7 @@ class NetworkProgram(Part):
     fraction_bits: int = Field(ge=1, le=30, description="fractional bits of the input")
     weight_fraction_bits: int = Field(ge=1, le=30, description="fractional bits of the weights")
     input_bound: float = Field(gt=0, description="largest absolute value that may enter")
+    input_norm: float | None = Field(default=None, gt=0, description="largest Euclidean norm that may enter")
     output_bound: float = Field(gt=0, description="largest absolute value that may leave")
     output: Name = Field(description="the tensor that the hospital learns")
     guard: Name | None = Field(default=None, description="gate behind a guard: anything but 0 there means an error")
@@ -155,6 +182,8 @@ def shape_after(layer: NetworkLayer, given: Sequence[Shape]) -> Shape:
         return channels * rows * columns, 1, 1
     if isinstance(layer, GuardLayer):
         return len(given), 1, 1
+    if isinstance(layer, SliceLayer):
+        return (channels, layer.count, columns) if layer.axis == "rows" else (channels, rows, layer.count)
     if isinstance(layer, DenseLayer):
         if (rows, columns) != (1, 1):
             raise ValueError(f"layer {layer.name} needs a flat input")
@@ -175,6 +204,12 @@ def shape_after(layer: NetworkLayer, given: Sequence[Shape]) -> Shape:
             raise ValueError(f"the kernel of layer {layer.name} is larger than its input")
         return out, sides[0], sides[1]
     return before
+
+
+def positions(layer: SliceLayer, given: Shape) -> NDArray[np.intp]:
+    """Return the rows or columns that a slice takes."""
+    side = given[1] if layer.axis == "rows" else given[2]
+    return np.clip(layer.offset + layer.step * np.arange(layer.count), 0, side - 1)
 
 
 def weight_shape(layer: Weighted, given: Shape) -> tuple[int, ...]:

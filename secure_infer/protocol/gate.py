@@ -1,4 +1,4 @@
-"""ReLU and truncation in one gate on secret-shared values, with tables from the dealer.
+"""Gates on secret-shared values, with tables from the dealer: ReLU (or ReLU6) with truncation, and truncation alone.
 
 The value y, -2^(n-2) <= y < 2^(n-2) - 2^t, is opened as m = y + 2^(n-2) + R, R = R0 + R1, where
 no party knows both masks. Then::
@@ -6,7 +6,7 @@ no party knows both masks. Then::
     y >> t     =  (m >> t) - 2^(n-2-t) - (R >> t) + 2^(n-t)·R_top·(1 - m_top)         one too large, or exact
     [y >= 0]   =  bit n-2 of m  xor  bit n-2 of R  xor  [m_low < R_low]
 
-and the result is their product. It is floor(max(y, 0) / 2^t), or one more; a negative value always gives 0. Of m_low
+**ReLU** is their product. It is floor(max(y, 0) / 2^t), or one more; a negative value always gives 0. Of m_low
 and R_low only the bits from t (or a few below) up to n-3 count, as digits of six bits. Where all digits are equal,
 m_low >= R_low is assumed: the truncation then gives 0. (It would be wrong for the 2^t largest values, hence the bound.)
 
@@ -14,6 +14,18 @@ The dealer shares the one-hot code of each digit of R, so 'equal' and 'less' for
 opened under masks; shares of all products of these masks (`joins`, `products`) give the sum of products of opened bits
 that is the whole comparison. The sign is opened under the mask rho, and with shares of rho, rho·(R >> t) and rho·R_top
 the selection is linear. Party 0 expands its shares from its seed; party 1 receives its own.
+
+A **ceiling** C (ReLU6: 6) is a second comparison, of y - 2^t·C: m less 2^t·C hides it under the same R, so the one-hot
+codes serve both, with masks of their own for what is opened. With u = [y >= 0] xor [y >= 2^t·C] the result is
+u·(y >> t) + C·[y >= 2^t·C]: the selection takes the exclusive or of the two masked signs.
+
+**Truncation** needs no comparison. Party 1 alone learns m; m_top is all that party 0 needs, one bit, uniform by R1.
+R >> t and R_top are dealt so that party 0's share of the result is r but for a multiple of 2^(n-t)::
+
+    party 0    r,  s and s' (t bits each)
+    party 1    -(R >> t) - r - 2^(n-t)·s',  R_top - s
+
+Party 0 answers e = s' + (1 - m_top)·s modulo 2^t, t bits, uniform by s'; party 1 adds 2^(n-t)·e.
 """
 
 from __future__ import annotations
@@ -26,20 +38,39 @@ from numpy.typing import NDArray
 
 from dicom_node.core.errors import ConfigError
 
+from ..program import Gated, TruncationLayer
 from . import kernels
 from .messages import Label
 from .prg import Prg
 from .ring import Ring, Words
 
 Bytes = NDArray[np.uint8]
-#: Where the masked sign stands beside the ten masked bits of the digits.
-SIGN_BIT = 10
-USED_BITS = (1 << SIGN_BIT) - 1
+Bits = NDArray[np.uint32]
 
 
 @cache
 def _tables(digits: int) -> tuple[kernels.Array, kernels.Array]:
     return kernels.selections(digits)
+
+
+@dataclass(frozen=True)
+class _Gate:
+    """What all gates have in common: `size` values of a ring are shifted by `shift` and hidden by R."""
+
+    ring: Ring
+    shift: int
+    size: int
+
+    def cover(self, number: int, bundle: Prg, shape: tuple[int, ...]) -> Words:
+        """Expand R0 + 2^(n-2), which party 0 adds to its share of the input."""
+        offset = np.dtype(f"u{self.ring.width}").type(1 << (self.ring.bits - 2))
+        covered: Words = bundle.words(Label.GATE_MASK, number, shape, self.ring) + offset
+        return covered
+
+    def _masks(self, number: int, bundle: Prg, party: Prg) -> Words:
+        ours = bundle.words(Label.GATE_MASK, number, (self.size,), self.ring)
+        found: Words = ours + party.words(Label.PARTY_GATE_MASK, number, (self.size,), self.ring)
+        return found
 
 
 @dataclass(frozen=True)
@@ -54,8 +85,8 @@ class Tables:
 
 
 @dataclass(frozen=True)
-class Gate:
-    """The gate for `size` values of a ring, shifting by `shift`.
+class ReluGate(_Gate):
+    """The gate for ReLU; with a `ceiling`, in units of the result, for what ReLU6 is.
 
     Raises
     ------
@@ -63,9 +94,7 @@ class Gate:
         More bits would have to be compared than the tables hold (``gate-shift``): 64-bit rings shift by 26 at least.
     """
 
-    ring: Ring
-    shift: int
-    size: int
+    ceiling: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.shift <= 30 or not 1 <= self.digits <= kernels.MOST_DIGITS:
@@ -74,62 +103,161 @@ class Gate:
             )
 
     @property
+    def comparisons(self) -> int:
+        """How often each value is compared."""
+        return 2 if self.ceiling else 1
+
+    @property
     def digits(self) -> int:
         """Digits that are compared."""
         return -(-(self.ring.bits - 2 - self.shift) // kernels.DIGIT)
 
     @property
+    def low(self) -> int:
+        """The lowest bit of m that counts; party 0 never sees those below."""
+        return self.ring.bits - 2 - kernels.DIGIT * self.digits
+
+    @property
+    def seen_bits(self) -> int:
+        """Bits of m that party 0 sees."""
+        return self.ring.bits - self.low
+
+    @property
+    def joined_bits(self) -> int:
+        """Masked bits that are opened for each value to join the digits."""
+        return 2 * (self.digits - 1) * self.comparisons
+
+    @property
     def table_bytes(self) -> int:
         """Length of one party's tables."""
-        return self.size * (8 * self.digits + 8 + 3 * self.ring.width + 4 + 8)
+        words = (2 + self.comparisons) * self.ring.width
+        return self.size * (8 * self.digits + 8 * self.comparisons + words + 4 * self.comparisons + 8)
+
+    material = table_bytes
 
     def view(self, block: Bytes) -> Tables:
         """Lay the tables over a block of `table_bytes` bytes."""
         found, start = [], 0
-        word = f"<u{self.ring.width}"
-        for kind, rows in (("<u8", self.digits), ("<u8", 1), (word, 3), ("<u4", 1), ("<u4", 2)):
+        word, each = f"<u{self.ring.width}", self.comparisons
+        for kind, rows in (("<u8", self.digits), ("<u8", each), (word, 2 + each), ("<u4", each), ("<u4", 2)):
             length = np.dtype(kind).itemsize * rows * self.size
             found.append(block[start : start + length].view(kind).reshape(rows, self.size))
             start += length
-        hot, joins, words, products, wraps = found
-        return Tables(hot, joins[0], words, products[0], wraps)
+        return Tables(*found)
 
     def tables(self, number: int, bundle: Prg) -> Bytes:
         """Expand party 0's tables, at party 0 and at the dealer."""
         return bundle.stream(Label.GATE_TABLES, number, self.table_bytes)
 
-    def cover(self, number: int, bundle: Prg, shape: tuple[int, ...]) -> Words:
-        """Expand R0 + 2^(n-2), which party 0 adds to its share of the input."""
-        offset = np.dtype(f"u{self.ring.width}").type(1 << (self.ring.bits - 2))
-        covered: Words = bundle.words(Label.GATE_MASK, number, shape, self.ring) + offset
-        return covered
-
     def deal(self, number: int, bundle: Prg, party: Prg, private: Prg) -> Bytes:
         """Make, at the dealer, party 1's tables."""
-        mask = bundle.words(Label.GATE_MASK, number, (self.size,), self.ring)
-        mask = mask + party.words(Label.PARTY_GATE_MASK, number, (self.size,), self.ring)
-        bits = private.stream(Label.GATE_BITS, number, 2 * self.size).view("<u2")
+        mask = self._masks(number, bundle, party)
+        bits = private.stream(Label.GATE_BITS, number, 2 * self.comparisons * self.size).view("<u2")
         block = self.tables(number, bundle)
         to = self.view(block)
+        bits = bits.reshape(self.comparisons, self.size)
         kernels.deal(mask, bits, to.hot, to.joins, to.products, to.words, to.wraps, self.ring.bits, self.shift)
         return block
 
-    def compare(self, opened: Words, tables: Tables) -> tuple[NDArray[np.uint16], Bytes]:
+    def compare(self, opened: Words, tables: Tables) -> tuple[Bits, Bytes]:
         """Compute a party's shares of the masked bits, and of 'less' for the highest digit, which it keeps."""
-        masked, highest = np.empty(self.size, np.uint16), np.empty(self.size, np.uint8)
-        kernels.compare(opened, tables.hot, tables.joins, tables.products, self.ring.bits, masked, highest)
+        masked, highest = np.empty(self.size, np.uint32), np.empty((self.comparisons, self.size), np.uint8)
+        kernels.compare(
+            opened, self.ceiling << self.shift, tables.hot, tables.joins, tables.products, self.ring.bits, masked,
+            highest,
+        )  # fmt: skip
         return masked, highest
 
-    def sign(self, opened: Words, tables: Tables, bits: NDArray[np.uint16], highest: Bytes, party: int) -> Bytes:
-        """Compute a party's share of the masked sign from the opened bits."""
+    def sign(self, opened: Words, tables: Tables, bits: Bits, highest: Bytes, party: int) -> Bytes:
+        """Compute a party's share of the masked signs, a bit for each comparison, from the opened bits."""
         signs = np.empty(self.size, np.uint8)
-        equal, less = _tables(self.digits)
-        width = self.ring.bits
-        kernels.sign(opened, tables.joins, tables.products, bits, highest, equal, less, width, party, signs)
+        kernels.sign(
+            opened, self.ceiling << self.shift, tables.joins, tables.products, bits, highest, *_tables(self.digits),
+            self.digits, self.ring.bits, party, signs,
+        )  # fmt: skip
         return signs
 
     def select(self, opened: Words, tables: Tables, signs: Bytes, party: int) -> Words:
         """Compute a party's share of the result from the opened masked signs."""
         shares = np.empty(self.size, f"u{self.ring.width}")
-        kernels.select(opened, tables.words, tables.wraps, signs, self.ring.bits, self.shift, party, shares)
+        kernels.select(
+            opened, tables.words, tables.wraps, signs, self.ring.bits, self.shift, self.ceiling, party, shares
+        )
         return shares
+
+
+@dataclass(frozen=True)
+class TruncationGate(_Gate):
+    """The gate for truncation alone, by 1 to n - 3 bits.
+
+    Raises
+    ------
+    ConfigError
+        Another shift (``gate-shift``).
+    """
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shift <= self.ring.bits - 3:
+            raise ConfigError(
+                f"a ring of {self.ring.bits} bits has no gate for a shift of {self.shift}", code="gate-shift"
+            )
+
+    @property
+    def _kind(self) -> str:
+        return "<u4" if self.shift <= 32 else "<u8"
+
+    @property
+    def table_bytes(self) -> int:
+        """Length of party 0's tables."""
+        return 2 * self.size * np.dtype(self._kind).itemsize
+
+    @property
+    def material(self) -> int:
+        """Length of party 1's tables."""
+        return self.size * (self.ring.width + np.dtype(self._kind).itemsize)
+
+    def tables(self, number: int, bundle: Prg) -> Bytes:
+        """Expand party 0's tables, at party 0 and at the dealer."""
+        return bundle.stream(Label.GATE_TABLES, number, self.table_bytes)
+
+    def deal(self, number: int, bundle: Prg, party: Prg, private: Prg) -> Bytes:
+        """Make, at the dealer, party 1's tables; it needs no bits of its own."""
+        block = np.empty(self.material, np.uint8)
+        words, wraps = self._view(block)
+        results = bundle.words(Label.INPUT_MASK, number, (self.size,), self.ring)
+        seen = self.tables(number, bundle).view(self._kind).reshape(2, self.size)
+        mask = self._masks(number, bundle, party)
+        kernels.deal_truncation(mask, results, seen, words, wraps, self.ring.bits, self.shift)
+        return block
+
+    def truncate(self, opened: Words, block: Bytes) -> tuple[Bytes, Words]:
+        """Give, at party 1, the highest bit of each opened value, and its share of the result without the answer."""
+        words, wraps = self._view(block)
+        shares = np.empty(self.size, f"u{self.ring.width}")
+        kernels.truncate(opened, words, wraps, self.ring.bits, self.shift, shares)
+        return (opened >> opened.dtype.type(self.ring.bits - 1)).astype(np.uint8), shares
+
+    def answer(self, tops: Bytes, block: Bytes) -> kernels.Array:
+        """Give, at party 0, e; only its `shift` lowest bits count."""
+        seen = block.view(self._kind).reshape(2, self.size)
+        answer: kernels.Array = seen[1] + np.where(tops, seen.dtype.type(0), seen[0])
+        return answer
+
+    def _view(self, block: Bytes) -> tuple[Words, kernels.Array]:
+        length = self.size * self.ring.width
+        return block[:length].view(f"<u{self.ring.width}"), block[length:].view(self._kind)
+
+
+Gate = ReluGate | TruncationGate
+
+
+def gate_of(layer: Gated, ring: Ring, size: int, fraction_bits: int) -> Gate:
+    """Make the gate of a layer whose result has these fractional bits; errors as the gates'."""
+    if isinstance(layer, TruncationLayer):
+        return TruncationGate(ring, layer.shift, size)
+    if layer.ceiling is None:
+        return ReluGate(ring, layer.shift, size)
+    ceiling = round(layer.ceiling * 2.0**fraction_bits)
+    if not 1 <= ceiling << layer.shift < 1 << (ring.bits - 2):
+        raise ConfigError(f"the ceiling of layer {layer.name} does not fit its scale", code="gate-shift")
+    return ReluGate(ring, layer.shift, size, ceiling)

@@ -66,36 +66,42 @@ def deal(
     ----------
     masks : ndarray, shape (n,)
         R.
-    bits : ndarray of uint16, shape (n,)
-        Masks of equalities (5 bits), comparisons (5) and the sign (1).
+    bits : ndarray of uint16, shape (comparisons, n)
+        Masks of equalities (5 bits), comparisons of digits (5) and the sign (1).
     hot : ndarray of uint64, shape (digits, n)
         One-hot digits of R, highest first; exclusive-or shares.
-    joins, products : ndarray of uint64 and uint32, shape (n,)
+    joins, products : ndarray of uint64 and uint32, shape (comparisons, n)
         Products of masks, see `gate.py`; exclusive-or shares.
-    words : ndarray, shape (3, n)
-        R >> shift, the sign's mask, their product; additive shares.
+    words : ndarray, shape (2 + comparisons, n)
+        R >> shift, the mask of all signs together, the product of these, the mask of the second sign; additive shares.
     wraps : ndarray of uint32, shape (2, n)
-        The highest bit of R, its product with the sign's mask; additive shares.
+        The highest bit of R, its product with the mask of all signs; additive shares.
     """
     digits = hot.shape[0]
     low = width - 2 - 6 * digits
+    for which in range(joins.shape[0]):
+        for i in range(masks.size):
+            b = _U(bits[which, i])
+            product = _0
+            for chosen in range(1 << (digits - 1)):
+                if (_U(chosen) & b) == _U(chosen):
+                    product |= _1 << _U(chosen)
+            join = (((_U(masks[i]) >> _U(width - 2)) & _1) << _U(62)) | (((b >> _U(10)) & _1) << _63)
+            for k in range(digits - 1):
+                if (b >> _U(5 + k)) & _1:
+                    size = 1 << (k + 1)
+                    join |= (product & ((_1 << _U(size)) - _1)) << _U(size - 2)
+            joins[which, i] ^= join
+            products[which, i] ^= product
     for i in range(masks.size):
         r = _U(masks[i])
-        b = _U(bits[i])
         for j in range(digits):
             hot[j, i] ^= _1 << ((r >> _U(low + 6 * (digits - 1 - j))) & _63)
-        product = _0
-        for chosen in range(1 << (digits - 1)):
-            if (_U(chosen) & b) == _U(chosen):
-                product |= _1 << _U(chosen)
-        rho = (b >> _U(10)) & _1
-        join = (((r >> _U(width - 2)) & _1) << _U(62)) | (rho << _63)
-        for k in range(digits - 1):
-            if (b >> _U(5 + k)) & _1:
-                size = 1 << (k + 1)
-                join |= (product & ((_1 << _U(size)) - _1)) << _U(size - 2)
-        joins[i] ^= join
-        products[i] ^= product
+        rho = (_U(bits[0, i]) >> _U(10)) & _1
+        if words.shape[0] > 3:
+            second = (_U(bits[1, i]) >> _U(10)) & _1
+            words[3, i] = second - words[3, i]
+            rho ^= second
         top = r >> _U(shift)
         wrap = (r >> _U(width - 1)) & _1
         words[0, i] = top - words[0, i]
@@ -107,52 +113,61 @@ def deal(
 
 @_compiled
 def compare(
-    opened: Array, hot: Array, joins: Array, products: Array, width: int, masked: Array, highest: Array
+    opened: Array, bound: int, hot: Array, joins: Array, products: Array, width: int, masked: Array, highest: Array
 ) -> None:
-    """Look up a party's shares of 'equal' and 'less' for each digit; mask them, but for the highest digit's 'less'."""
+    """Look up a party's shares of 'equal' and 'less' for each digit; mask them, but for the highest digit's 'less'.
+
+    Comparison k is of the opened values less k times the bound. Its bits follow those of the comparison before.
+    """
     digits = hot.shape[0]
     low = width - 2 - 6 * digits
-    for i in range(opened.size):
-        m = _U(opened[i])
-        found = _0
-        for j in range(digits):
-            value = (m >> _U(low + 6 * (digits - 1 - j))) & _63
-            above = hot[j, i] >> value
-            if j + 1 < digits:
-                found ^= ((above & _1) ^ ((_U(products[i]) >> _U(1 << j)) & _1)) << _U(j)
-            less = _parity(above >> _1)
-            if j == 0:
-                highest[i] = less
-            else:
-                found ^= (less ^ ((joins[i] >> _U((1 << j) - 2)) & _1)) << _U(4 + j)
-        masked[i] = found
+    for which in range(joins.shape[0]):
+        start = 2 * (digits - 1) * which
+        for i in range(opened.size):
+            m = _U(opened[i]) - _U(which) * _U(bound)
+            found = _0
+            for j in range(digits):
+                value = (m >> _U(low + 6 * (digits - 1 - j))) & _63
+                above = hot[j, i] >> value
+                if j + 1 < digits:
+                    found ^= ((above & _1) ^ ((_U(products[which, i]) >> _U(1 << j)) & _1)) << _U(j)
+                less = _parity(above >> _1)
+                if j == 0:
+                    highest[which, i] = less
+                else:
+                    found ^= (less ^ ((joins[which, i] >> _U((1 << j) - 2)) & _1)) << _U(digits - 2 + j)
+            masked[i] = (masked[i] if which else _0) | (found << _U(start))
 
 
 @_compiled
 def sign(
-    opened: Array, joins: Array, products: Array, bits: Array, highest: Array, equal: Array, less: Array, width: int,
-    party: int, signs: Array,
+    opened: Array, bound: int, joins: Array, products: Array, bits: Array, highest: Array, equal: Array, less: Array,
+    digits: int, width: int, party: int, signs: Array,
 ) -> None:  # fmt: skip
-    """Join the opened bits of all digits to a party's share of the masked sign."""
-    for i in range(opened.size):
-        word = _U(bits[i])
-        product = _U(products[i])
-        spread = _0
-        for k in range(5):
-            size = 1 << (k + 1)
-            spread |= (product & ((_1 << _U(size)) - _1)) << _U(size - 2)
-        chosen = equal[word & _U(31)] & (joins[i] ^ (spread & less[(word >> _U(5)) & _U(31)]))
-        found = _parity(chosen) ^ _U(highest[i])
-        if party == 0:
-            found ^= (_U(opened[i]) >> _U(width - 2)) & _1
-        signs[i] = found
+    """Join the opened bits of all digits to a party's share of the masked sign, one bit for each comparison."""
+    each = (_1 << _U(digits - 1)) - _1
+    for which in range(joins.shape[0]):
+        start = 2 * (digits - 1) * which
+        for i in range(opened.size):
+            word = _U(bits[i]) >> _U(start)
+            product = _U(products[which, i])
+            spread = _0
+            for k in range(5):
+                size = 1 << (k + 1)
+                spread |= (product & ((_1 << _U(size)) - _1)) << _U(size - 2)
+            chosen = equal[word & each] & (joins[which, i] ^ (spread & less[(word >> _U(digits - 1)) & each]))
+            found = _parity(chosen) ^ _U(highest[which, i])
+            if party == 0:
+                found ^= ((_U(opened[i]) - _U(which) * _U(bound)) >> _U(width - 2)) & _1
+            signs[i] = (_U(signs[i]) if which else _0) | (found << _U(which))
 
 
 @_compiled
 def select(
-    opened: Array, words: Array, wraps: Array, signs: Array, width: int, shift: int, party: int, shares: Array
-) -> None:
-    """Give a party's share of the shifted, rectified value."""
+    opened: Array, words: Array, wraps: Array, signs: Array, width: int, shift: int, ceiling: int, party: int,
+    shares: Array,
+) -> None:  # fmt: skip
+    """Give a party's share of the shifted, rectified value; above the ceiling, of the ceiling."""
     for i in range(opened.size):
         m = _U(opened[i])
         public = (m >> _U(shift)) - (_1 << _U(width - 2 - shift))
@@ -161,7 +176,78 @@ def select(
         if party == 0:
             value += public
         hidden = public * _U(words[1, i]) - _U(words[2, i]) + back * _U(wraps[1, i])
-        shares[i] = value - hidden if signs[i] else hidden
+        signed = _U(signs[i])
+        share = value - hidden if (signed ^ (signed >> _1)) & _1 else hidden
+        if words.shape[0] > 3:
+            above = _U(words[3, i])
+            if (signed >> _1) & _1:
+                above = (_1 if party == 0 else _0) - above
+            share += _U(ceiling) * above
+        shares[i] = share
+
+
+@_compiled
+def deal_truncation(
+    masks: Array, results: Array, seen: Array, words: Array, wraps: Array, width: int, shift: int
+) -> None:
+    """Make party 1's tables of a truncation gate.
+
+    Parameters
+    ----------
+    masks, results : ndarray, shape (n,)
+        R and r.
+    seen : ndarray of uint64 or uint32, shape (2, n)
+        Party 0's tables, s and s' in `gate.py`.
+    words : ndarray, shape (n,)
+        Written: -(R >> shift) - r - 2^(width-shift)·s'.
+    wraps : ndarray, shape (n,)
+        Written: the highest bit of R less s.
+    """
+    step = _1 << _U(width - shift)
+    for i in range(masks.size):
+        r = _U(masks[i])
+        words[i] = _0 - (r >> _U(shift)) - _U(results[i]) - step * _U(seen[1, i])
+        wraps[i] = (r >> _U(width - 1)) - _U(seen[0, i])
+
+
+@_compiled
+def truncate(opened: Array, words: Array, wraps: Array, width: int, shift: int, shares: Array) -> None:
+    """Give party 1's share of the shifted value, as far as it is known without party 0's answer."""
+    step = _1 << _U(width - shift)
+    for i in range(opened.size):
+        m = _U(opened[i])
+        back = _0 if m >> _U(width - 1) else step
+        shares[i] = (m >> _U(shift)) - (_1 << _U(width - 2 - shift)) + _U(words[i]) + back * _U(wraps[i])
+
+
+@_compiled
+def pack(values: Array, low: int, size: int, packed: Array) -> None:
+    """Write the `size` bits from bit `low` on of each value, one after the other without gaps, into words of 64."""
+    most = ~_0 >> _U(64 - size)
+    kept, filled, place = _0, 0, 0
+    for i in range(values.size):
+        value = (_U(values[i]) >> _U(low)) & most
+        kept |= value << _U(filled)
+        filled += size
+        if filled >= 64:
+            packed[place] = kept
+            place += 1
+            filled -= 64
+            kept = value >> _U(size - filled) if filled else _0
+    if filled:
+        packed[place] = kept
+
+
+@_compiled
+def unpack(packed: Array, low: int, size: int, values: Array) -> None:
+    """Read what `pack` wrote; bits outside the written ones become 0."""
+    most = ~_0 >> _U(64 - size)
+    for i in range(values.size):
+        place, used = (i * size) >> 6, (i * size) & 63
+        value = packed[place] >> _U(used)
+        if used + size > 64:
+            value |= packed[place + 1] << _U(64 - used)
+        values[i] = (value & most) << _U(low)
 
 
 @_compiled

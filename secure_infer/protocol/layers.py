@@ -14,8 +14,10 @@ from ..program import (
     GuardLayer,
     NetworkLayer,
     Shape,
+    SliceLayer,
     SumPoolLayer,
     Weighted,
+    positions,
     shape_after,
 )
 from . import kernels
@@ -47,7 +49,10 @@ def local(layer: NetworkLayer, given: Sequence[Words]) -> Words:
     """Apply a layer without weights that every party computes on its own share; constants are left out."""
     if isinstance(layer, AdditionLayer):
         kind = given[0].dtype.type
-        return (given[0] << kind(layer.first_shift)) + (given[1] << kind(layer.second_shift))
+        first, second = given[0] << kind(layer.first_shift), given[1] << kind(layer.second_shift)
+        return first - second if layer.subtract else first + second
+    if isinstance(layer, SliceLayer):
+        return given[0].take(positions(layer, _shape(given[0])), axis=1 if layer.axis == "rows" else 2)
     if isinstance(layer, FlattenLayer):
         return given[0].reshape(-1, 1, 1)
     if isinstance(layer, GuardLayer):

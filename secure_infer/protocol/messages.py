@@ -198,9 +198,19 @@ class Bits(Message):
 
 @dataclass(frozen=True)
 class Signs(Message):
-    """Party 1's shares of the masked signs, eight to a byte, the first in the highest bit."""
+    """Party 1's shares of the masked signs."""
 
     KIND = 14
+    bundle: Annotated[bytes, 16]
+    layer: Annotated[int, 2]
+    values: Vector
+
+
+@dataclass(frozen=True)
+class Tops(Message):
+    """Party 1 opens the highest bits of a truncation gate's input under both masks."""
+
+    KIND = 15
     bundle: Annotated[bytes, 16]
     layer: Annotated[int, 2]
     values: Vector
@@ -235,6 +245,7 @@ KINDS: Final[dict[int, type[Message]]] = {
     kind.KIND: kind
     for kind in (
         Deal, Bundle, Open, Fetch, Half, Ready, Masked, Output, Failure, Material, Covered, Shifted, Bits, Signs,
+        Tops,
     )
 }  # fmt: skip
 

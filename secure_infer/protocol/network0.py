@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dicom_node.core.errors import ProtocolError, Refused
 
-from ..program import INPUT, ReluLayer, sources
-from .gate import SIGN_BIT, Bytes
+from ..program import INPUT, Gated, sources
+from .gate import Bytes, ReluGate, TruncationGate
 from .layers import local, weigh
-from .messages import Bits, Bundle, Covered, Label, Masked, Message, Output, Ready, Shifted, Signs, Vector, overhead
+from .messages import Bits, Bundle, Covered, Label, Masked, Message, Output, Ready, Shifted, Signs, Tops, overhead
 from .network_deal import masks_of
 from .network_plan import NetworkPlan
+from .packing import pack, packed_bytes, split, unpack
 from .party0 import HospitalSession, Terms
 from .plan import LARGEST_FAILURE
 from .prg import Prg
 from .ring import Words, packed
 from .session import State
+
+GateKind = TypeVar("GateKind", ReluGate, TruncationGate)
 
 
 class NetworkHospital(HospitalSession):
@@ -37,6 +40,7 @@ class NetworkHospital(HospitalSession):
         (State.OPENING, Ready): "_on_ready",
         (State.QUERYING, Shifted): "_on_shifted",
         (State.JOINING, Signs): "_on_signs",
+        (State.QUERYING, Tops): "_on_tops",
         (State.QUERYING, Output): "_on_output",
     }
 
@@ -58,7 +62,9 @@ class NetworkHospital(HospitalSession):
         if self._next == len(self._order):
             return max(self._plan.largest_output, LARGEST_FAILURE)
         gate = self._plan.gates[self._order[self._next]]
-        size = gate.size * (self._plan.ring.width + 2) if self.state is State.QUERYING else -(-gate.size // 8)
+        size = gate.size  # a byte for each bit, or pair of bits, is more than enough
+        if isinstance(gate, ReluGate) and self.state is State.QUERYING:
+            size = packed_bytes(gate.size, gate.seen_bits) + packed_bytes(gate.size, gate.joined_bits)
         return max(overhead(Shifted) + size, LARGEST_FAILURE)
 
     def _prepare(self, message: Ready, bundle: Prg) -> None:
@@ -70,7 +76,7 @@ class NetworkHospital(HospitalSession):
             if name in plan.weighted:
                 mask = bundle.words(Label.OUTPUT_MASK, numbers[name], plan.shapes[name], plan.ring)
                 shares[name] = weigh(plan.weighted[name], given[0], deltas[name]) + mask
-            elif isinstance(layer, ReluLayer):
+            elif isinstance(layer, Gated):
                 gate = plan.gates[name]
                 self._covered[name] = given[0] + gate.cover(numbers[name], bundle, plan.shapes[name])
                 self._tables[name] = gate.tables(numbers[name], bundle)
@@ -98,32 +104,39 @@ class NetworkHospital(HospitalSession):
         values = self._plan.ring.to_bytes([share - self._masks.pop(name)])
         return Masked(self.bundle, self._plan.numbers[name], values)
 
-    def _gate(self, bundle: bytes, layer: int) -> str:
+    def _gate(self, bundle: bytes, layer: int, kind: type[GateKind]) -> tuple[str, GateKind]:
         self._same(bundle, self.bundle)
-        if self._next == len(self._order) or layer != self._plan.numbers[self._order[self._next]]:
+        name = self._order[self._next] if self._next < len(self._order) else None
+        if name is None or layer != self._plan.numbers[name] or not isinstance(gate := self._plan.gates[name], kind):
             raise ProtocolError("party 1 sent the layers out of order", code="out-of-order")
-        return self._order[self._next]
+        return name, gate
+
+    def _on_tops(self, message: Tops) -> Message:
+        name, gate = self._gate(message.bundle, message.layer, TruncationGate)
+        tops = unpack(message.values, gate.size, 1, "u1")
+        answer = gate.answer(tops, self._tables.pop(name))
+        del self._masks[name]  # party 0's share from here on, and all but the answer's bits of it need no message
+        self._next += 1
+        return Masked(message.bundle, message.layer, packed(pack(answer, gate.shift)))
 
     def _on_shifted(self, message: Shifted) -> Message:
-        name = self._gate(message.bundle, message.layer)
-        gate, ring = self._plan.gates[name], self._plan.ring
-        length = gate.size * ring.width
-        opened = ring.from_bytes(message.values[:length], (gate.size,))
-        theirs = small(message.values[length:], gate.size)
+        name, gate = self._gate(message.bundle, message.layer, ReluGate)
+        high, joined = split(message.values, gate.size, gate.seen_bits)
+        opened = unpack(high, gate.size, gate.seen_bits, f"u{self._plan.ring.width}", low=gate.low)
+        theirs = unpack(joined, gate.size, gate.joined_bits, "u4")
         tables = gate.view(self._tables[name])
         bits, highest = gate.compare(opened, tables)
         signs = gate.sign(opened, tables, bits ^ theirs, highest, 0)
         self._opened = opened
         self._signs = signs
         self.state = State.JOINING
-        sent = bits | (signs.astype(np.uint16) << np.uint16(SIGN_BIT))
-        return Bits(message.bundle, message.layer, packed(sent))
+        sent = bits | (signs.astype(np.uint32) << np.uint32(gate.joined_bits))
+        return Bits(message.bundle, message.layer, packed(pack(sent, gate.joined_bits + gate.comparisons)))
 
     def _on_signs(self, message: Signs) -> Message:
-        name = self._gate(message.bundle, message.layer)
-        gate = self._plan.gates[name]
+        name, gate = self._gate(message.bundle, message.layer, ReluGate)
         assert self._opened is not None
-        signs = self._signs ^ unpacked(message.values, gate.size)
+        signs = self._signs ^ unpack(message.values, gate.size, gate.comparisons, "u1")
         share = gate.select(self._opened, gate.view(self._tables.pop(name)), signs, 0)
         self._next, self._opened = self._next + 1, None
         self.state = State.QUERYING
@@ -145,17 +158,3 @@ class NetworkHospital(HospitalSession):
         super()._forget()
         self._masks, self._tables, self._covered, self._outputs, self._opened = {}, {}, {}, [], None
         self._signs = np.empty(0, np.uint8)
-
-
-def small(data: Vector, count: int) -> NDArray[np.uint16]:
-    """Read words of 16 bits; ProtocolError where it is not exactly `count` of them."""
-    if len(data) != 2 * count:
-        raise ProtocolError(f"the peer sent {len(data)} bytes where {2 * count} belong", code="wrong-size")
-    return np.frombuffer(data, "<u2")
-
-
-def unpacked(data: Vector, count: int) -> Bytes:
-    """Read single bits; ProtocolError where it is not exactly `count` of them."""
-    if len(data) != -(-count // 8):
-        raise ProtocolError(f"the peer sent {len(data)} bytes where {-(-count // 8)} belong", code="wrong-size")
-    return np.unpackbits(np.frombuffer(data, np.uint8), count=count)

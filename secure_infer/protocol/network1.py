@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from dicom_node.core.errors import ProtocolError
 
-from ..program import INPUT, GuardLayer, ReluLayer, sources
+from ..program import INPUT, Gated, GuardLayer, sources
 from .bounds import prove
-from .gate import SIGN_BIT, USED_BITS, Bytes
+from .gate import Bytes, ReluGate, TruncationGate
 from .layers import local, weigh
 from .messages import (
     Bits,
@@ -28,11 +28,12 @@ from .messages import (
     Ready,
     Shifted,
     Signs,
+    Tops,
     Vector,
     overhead,
 )
-from .network0 import small
 from .network_plan import NetworkPlan
+from .packing import pack, packed_bytes, unpack
 from .party1 import OwnerSession, PartySession, PrivateModel
 from .plan import LARGEST_FAILURE, LARGEST_OPEN
 from .prg import gate_masks, weight_masks
@@ -103,9 +104,10 @@ class NetworkParty(OwnerSession[PrivateNetwork]):
         if self.state is State.COVERING:
             size = self._plan.size(self._gates[0])
         elif self.state is State.READY:
-            size = self._plan.size(self._waiting)
+            size = self._plan.masked(self._waiting)
         elif self.state is State.JOINING:
-            size = 2 * self._plan.gates[self._waiting].size
+            gate = self._relu()
+            size = packed_bytes(gate.size, gate.joined_bits + gate.comparisons)
         return max(overhead(Masked) + size, LARGEST_FAILURE)
 
     @property
@@ -163,8 +165,13 @@ class NetworkParty(OwnerSession[PrivateNetwork]):
 
     def _on_masked(self, message: Masked) -> Message:
         name = self._named(message.bundle, message.layer)
-        shape = self._plan.shapes[name]
-        masked = self._plan.ring.from_bytes(message.values, shape)
+        shape, gate = self._plan.shapes[name], self._plan.gates.get(name)
+        if isinstance(gate, TruncationGate):
+            # Only multiples of 2^(bits - shift) separate party 0's share from its fresh mask.
+            high = gate.ring.bits - gate.shift
+            masked = unpack(message.values, gate.size, gate.shift, f"u{gate.ring.width}", low=high).reshape(shape)
+        else:
+            masked = self._plan.ring.from_bytes(message.values, shape)
         # Without a share of its own (the input), party 1 holds x - r at once; else its share of the gate's result adds.
         self._shares[name] = masked + self._shares[name] if name in self._shares else masked
         return self._advance()
@@ -183,7 +190,8 @@ class NetworkParty(OwnerSession[PrivateNetwork]):
             layer = program.layers[self._cursor]
             self._cursor += 1
             name, given = layer.name, [shares[one] for one in sources(layer)]
-            if isinstance(layer, ReluLayer):
+            if isinstance(layer, Gated):
+                self._waiting = name
                 return self._shift(name, given[0])
             if name in plan.weighted:
                 correction = plan.ring.from_bytes(self._material.pop(name), plan.shapes[name])
@@ -201,27 +209,36 @@ class NetworkParty(OwnerSession[PrivateNetwork]):
         return Output(self.bundle, values)
 
     def _shift(self, name: str, share: Words) -> Message:
-        gate = self._plan.gates[name]
-        self._opened = (self._covered.pop(name) + share).reshape(-1)
-        self._tables = gate.view(np.frombuffer(self._material.pop(name), np.uint8))
-        self._bits, self._highest = gate.compare(self._opened, self._tables)
-        self._waiting = name
+        gate, number = self._plan.gates[name], self._plan.numbers[name]
+        opened = (self._covered.pop(name) + share).reshape(-1)
+        tables = np.frombuffer(self._material.pop(name), np.uint8)
+        if isinstance(gate, TruncationGate):
+            tops, result = gate.truncate(opened, tables)
+            self._shares[name] = result.reshape(self._plan.shapes[name])
+            self.state = State.READY
+            return Tops(self.bundle, number, packed(pack(tops, 1)))
+        self._opened, self._tables = opened, gate.view(tables)
+        self._bits, self._highest = gate.compare(opened, self._tables)
         self.state = State.JOINING
-        return Shifted(self.bundle, self._plan.numbers[name], packed(self._opened, self._bits))
+        high, joined = pack(opened, gate.seen_bits, gate.low), pack(self._bits, gate.joined_bits)
+        return Shifted(self.bundle, number, packed(high, joined))
+
+    def _relu(self) -> ReluGate:
+        gate = self._plan.gates[self._waiting]
+        assert isinstance(gate, ReluGate)
+        return gate
 
     def _on_bits(self, message: Bits) -> Message:
         name = self._named(message.bundle, message.layer)
-        gate = self._plan.gates[name]
-        theirs = small(message.values, gate.size)
-        if (theirs >> np.uint16(SIGN_BIT + 1)).any():
-            raise ProtocolError("the hospital set bits that have no meaning", code="malformed-message")
-        joined = self._bits ^ (theirs & np.uint16(USED_BITS))
+        gate = self._relu()
+        theirs = unpack(message.values, gate.size, gate.joined_bits + gate.comparisons, "u4")
+        joined = self._bits ^ (theirs & np.uint32((1 << gate.joined_bits) - 1))
         signs = gate.sign(self._opened, self._tables, joined, self._highest, 1)
-        opened: Bytes = signs ^ (theirs >> np.uint16(SIGN_BIT)).astype(np.uint8)
+        opened: Bytes = signs ^ (theirs >> np.uint32(gate.joined_bits)).astype(np.uint8)
         share = gate.select(self._opened, self._tables, opened, 1)
         self._shares[name] = share.reshape(self._plan.shapes[name])
         self.state = State.READY
-        return Signs(self.bundle, message.layer, packed(np.packbits(signs)))
+        return Signs(self.bundle, message.layer, packed(pack(signs, gate.comparisons)))
 
     def _forget(self) -> None:
         self._material, self._covered, self._shares = {}, {}, {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..program import INPUT, ReluLayer, sources, weight_shape
+from ..program import INPUT, Gated, sources, weight_shape
 from .layers import local, weigh
 from .messages import Label, Material
 from .network_plan import NetworkPlan
@@ -33,7 +33,7 @@ def materials(
             k0 = bundle.words(Label.OUTPUT_MASK, number, plan.shapes[layer.name], plan.ring)
             found = weigh(weighted, shares[given[0]], b) - k0
             yield Material(name, number, plan.ring.to_bytes([found]))
-        elif isinstance(layer, ReluLayer):
+        elif isinstance(layer, Gated):
             block = plan.gates[layer.name].deal(number, bundle, party, private)
             shares[layer.name] = masks_of(plan, layer.name, bundle)
             yield Material(name, number, packed(block))

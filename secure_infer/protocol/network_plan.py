@@ -12,18 +12,19 @@ from ..program import (
     AdditionLayer,
     ConvolutionLayer,
     DenseLayer,
+    Gated,
     GuardLayer,
     NetworkLayer,
     NetworkProgram,
-    ReluLayer,
     Shape,
     Weighted,
     shapes_of,
     sources,
     weight_shape,
 )
-from .gate import Gate
+from .gate import Gate, ReluGate, TruncationGate, gate_of
 from .messages import LARGEST_LAYER, LARGEST_PROGRAM, Half, Masked, Output, Ready, overhead
+from .packing import packed_bytes
 from .ring import Ring
 
 #: Bounds on one query's work at any role: bytes of material and of weights, and products of the linear layers.
@@ -68,7 +69,7 @@ class NetworkPlan:
         dealt = {INPUT}
         for layer in program.layers:
             self._add(layer, dealt)
-        if program.guard is not None and program.guard not in self.gates:
+        if program.guard is not None and not isinstance(self.gates.get(program.guard), ReluGate):
             raise ConfigError("the guard is no gate", code="program-shape")
         if program.output_bound * 2.0 ** self.fractions[program.output] >= 2.0 ** (self.ring.bits - 2):
             raise ConfigError("the program's results do not fit its ring", code="ring-overflow")
@@ -82,9 +83,9 @@ class NetworkPlan:
                 raise ConfigError(f"layer {name} needs a gate before it", code="program-shape")
             fraction += self.program.weight_fraction_bits
             self.weighted[name] = layer
-        elif isinstance(layer, ReluLayer):
-            self.gates[name] = Gate(self.ring, layer.shift, prod(self.shapes[name]))
+        elif isinstance(layer, Gated):
             fraction -= layer.shift
+            self.gates[name] = gate_of(layer, self.ring, prod(self.shapes[name]), fraction)
             dealt.add(name)
         elif isinstance(layer, AdditionLayer):
             fraction += layer.first_shift
@@ -110,7 +111,12 @@ class NetworkPlan:
         """Return the length of what the dealer gives party 1 for a layer, bytes; 0 where it gives nothing."""
         if name in self.weighted:
             return self.size(name)
-        return self.gates[name].table_bytes if name in self.gates else 0
+        return self.gates[name].material if name in self.gates else 0
+
+    def masked(self, name: str) -> int:
+        """Return the length of what party 0 sends of its share of a tensor, bytes."""
+        gate = self.gates.get(name)
+        return packed_bytes(gate.size, gate.shift) if isinstance(gate, TruncationGate) else self.size(name)
 
     def output_shapes(self) -> list[Shape]:
         """Return the shapes of what is opened to party 0: the output, and the guard where there is one."""

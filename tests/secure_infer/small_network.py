@@ -1,8 +1,7 @@
-"""Small networks of random shapes, the three parties of one query on them in this process, and an integer reference."""
+"""Small networks of random shapes, and the three parties of one query on them in this process."""
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,9 +21,10 @@ from secure_infer.program import (
     GuardLayer,
     NetworkProgram,
     ReluLayer,
+    SliceLayer,
     SumPoolLayer,
+    TruncationLayer,
     shapes_of,
-    sources,
     tensor_shapes,
 )
 from secure_infer.protocol.dealer import Deck
@@ -56,8 +56,18 @@ def network(layers, shape=(2, 6, 6), bits=64, guard=None, output=None, bound=4.0
     )
 
 
+def maximum(name: str, first: str, second: str, shift: int, *, wide: bool) -> list:
+    """The larger of two tensors, before (wide) or after a gate took the weights' fraction away."""
+    up, down = (0, shift) if wide else (shift, 0)
+    return [
+        AdditionLayer(name=f"{name}_less", first=first, second=second, first_shift=up, second_shift=up, subtract=True),
+        ReluLayer(name=f"{name}_more", source=f"{name}_less", shift=shift),
+        AdditionLayer(name=name, first=f"{name}_more", second=second, first_shift=down),
+    ]
+
+
 def every_kind(bits: int = 64, limit: float = 1000.0) -> NetworkProgram:
-    """Dense, strided, padded and depthwise convolution, identity and projected residuals, pooling, guard and head."""
+    """Every kind of layer: strided, padded, grouped, residual, with all gates, both poolings, a guard and a head."""
     shift = FRACTIONS[bits][1]
     layers = [
         ConvolutionLayer(name="stem", source=INPUT, out_channels=4, kernel=(3, 3), padding=(1, 1)),
@@ -71,7 +81,15 @@ def every_kind(bits: int = 64, limit: float = 1000.0) -> NetworkProgram:
         ConvolutionLayer(name="project", source="relu2", out_channels=6, kernel=(1, 1), stride=(2, 2)),
         AdditionLayer(name="sum2", first="half", second="project"),
         ReluLayer(name="relu3", source="sum2", shift=shift),
-        SumPoolLayer(name="pool", source="relu3", kernel=(2, 2), stride=(1, 1), padding=(1, 0)),
+        ConvolutionLayer(name="expand", source="relu3", out_channels=6, kernel=(1, 1)),
+        SliceLayer(name="left", source="expand", axis="columns", offset=-1, step=2, count=2),
+        SliceLayer(name="right", source="expand", axis="columns", offset=0, step=2, count=2),
+        *maximum("largest", "left", "right", shift, wide=True),
+        ReluLayer(name="relu6", source="largest", shift=shift, ceiling=6.0),
+        ConvolutionLayer(name="narrow", source="relu6", out_channels=6, kernel=(1, 1)),
+        TruncationLayer(name="linear", source="narrow", shift=shift),
+        AdditionLayer(name="block", first="linear", second="relu6"),
+        SumPoolLayer(name="pool", source="block", kernel=(2, 2), stride=(1, 1), padding=(1, 0)),
         FlattenLayer(name="flat", source="pool"),
         DenseLayer(name="head", source="flat", out_features=3),
         GuardLayer(name="sums", sources=("relu1", "relu2", "relu3"), limits=(limit,) * 3),
@@ -169,104 +187,81 @@ class NetworkTrio:
         }
 
 
-def windows(values, layer, channel):
-    """Every window of a padded channel: row, column, and its values as (row in kernel, column in kernel, value)."""
-    (rows, columns), (down, right), (top, left) = layer.kernel, layer.stride, layer.padding
-    height, width = len(values[channel]), len(values[channel][0])
-    for y in range((height + 2 * top - rows) // down + 1):
-        for x in range((width + 2 * left - columns) // right + 1):
-            inside = [
-                (i, j, values[channel][y * down + i - top][x * right + j - left])
-                for i, j in itertools.product(range(rows), range(columns))
-                if 0 <= y * down + i - top < height and 0 <= x * right + j - left < width
-            ]
-            yield y, x, inside
-
-
-def exact(made: NetworkProgram, weights, image: np.ndarray, masks: dict[str, np.ndarray]) -> np.ndarray:
-    """The slow obvious way: fixed-point numbers as Python integers, without any ring.
-
-    A gate rounds a positive value up when the bits it drops carry under its mask: (y + R mod 2^t) >> t.
-    """
-    plan, shapes = NetworkPlan(made), shapes_of(made)
-    encode = lambda array, bits: [round(v * 2**bits) for v in array.reshape(-1).tolist()]  # noqa: E731
-    found = {INPUT: np.array(encode(image, made.fraction_bits), object).reshape(made.input_shape)}
-    for layer in made.layers:
-        given = [found[one] for one in sources(layer)]
-        result = np.zeros(shapes[layer.name], object)
-        if isinstance(layer, ConvolutionLayer | DenseLayer):
-            weight = weights[f"{layer.name}.weight"]
-            rounded = np.array(encode(weight, made.weight_fraction_bits), object).reshape(weight.shape)
-            bias = encode(weights[f"{layer.name}.bias"], plan.fractions[layer.name])
-            if isinstance(layer, DenseLayer):
-                rounded = rounded[..., None, None]
-                layer = ConvolutionLayer(  # noqa: PLW2901
-                    name=layer.name, source=layer.source, out_channels=layer.out_features, kernel=(1, 1)
-                )
-            per_group = layer.out_channels // layer.groups
-            for out in range(layer.out_channels):
-                result[out] += bias[out]
-                for k in range(rounded.shape[1]):
-                    channel = out // per_group * rounded.shape[1] + k
-                    for y, x, inside in windows(given[0], layer, channel):
-                        result[out, y, x] += sum(rounded[out, k, i, j] * value for i, j, value in inside)
-        elif isinstance(layer, ReluLayer):
-            low = masks[layer.name].astype(object) % 2**layer.shift
-            result = np.vectorize(lambda y, r, t=layer.shift: (y + r) >> t if y >= 0 else 0, otypes=[object])(
-                given[0], low
-            )
-        elif isinstance(layer, AdditionLayer):
-            result = given[0] * 2**layer.first_shift + given[1] * 2**layer.second_shift
-        elif isinstance(layer, SumPoolLayer):
-            for channel in range(len(given[0])):
-                for y, x, inside in windows(given[0], layer, channel):
-                    result[channel, y, x] = sum(value for _, _, value in inside)
-        elif isinstance(layer, FlattenLayer):
-            result = given[0].reshape(-1, 1, 1)
-        else:
-            limits = encode(np.array(layer.limits), plan.fractions[layer.name])
-            sums = [one.sum() - limit for one, limit in zip(given, limits, strict=True)]
-            result = np.array(sums, object).reshape(-1, 1, 1)
-        found[layer.name] = result
-    opened = found[made.output]
-    return (opened / 2 ** plan.fractions[made.output]).astype(np.float64).reshape(len(opened), -1)
-
-
 @dataclass
 class Builder:
-    """Adds random layers to a network, keeping what may be used next."""
+    """Draws a network: weights, then something that drops their fraction, again and again."""
 
     draw: Callable[[int, int], int]
     bits: int
     layers: list = field(default_factory=list)
 
     def make(self) -> NetworkProgram:
-        shift = FRACTIONS[self.bits][1]
-        shape = (self.draw(1, 3), self.draw(3, 6), self.draw(3, 6))
-        here, size = INPUT, shape
+        self.shift = FRACTIONS[self.bits][1]
+        self.shape = (self.draw(1, 3), self.draw(3, 6), self.draw(3, 6))
+        here = INPUT
         for number in range(self.draw(1, 3)):
-            groups = size[0] if self.draw(0, 2) == 0 else 1
-            side = self.draw(1, 3)
-            stride, padding = self.draw(1, 2), self.draw(0, side // 2)
-            out = groups * self.draw(1, 2) if groups > 1 else self.draw(1, 4)
-            if min(size[1:]) + 2 * padding < side:
-                side = 1
-            if self.draw(0, 1):  # keeps its shape, so that its input can be added
-                groups, out, side, stride, padding = 1, size[0], 1, 1, 0
-            conv = ConvolutionLayer(
-                name=f"conv{number}", source=here, out_channels=out, kernel=(side, side), stride=(stride, stride),
-                padding=(padding, padding), groups=groups,
-            )  # fmt: skip
-            self.layers.append(conv)
-            after = shapes_of(network(self.layers, shape, self.bits))[conv.name]
-            last = conv.name
-            if after == size:
-                self.layers.append(AdditionLayer(name=f"sum{number}", first=last, second=here, second_shift=shift))
+            size, last = self.size(here), self.convolution(f"conv{number}", here)
+            if self.size(last) == size:
+                self.layers.append(AdditionLayer(name=f"sum{number}", first=last, second=here, second_shift=self.shift))
                 last = f"sum{number}"
-            self.layers.append(ReluLayer(name=f"relu{number}", source=last, shift=shift))
-            here, size = f"relu{number}", after
-        kernel = (self.draw(1, size[1]), self.draw(1, size[2]))
+            pooled = self.draw(0, 3)  # before the gate, behind it, or not
+            if pooled == 0:
+                last = self.maximum(f"early{number}", last, wide=True)
+            here = self.gate(f"gate{number}", last)
+            if pooled == 1:
+                here = self.maximum(f"late{number}", here, wide=False)
+        _, rows, columns = self.size(here)
+        kernel = (self.draw(1, rows), self.draw(1, columns))
         self.layers.append(SumPoolLayer(name="pool", source=here, kernel=kernel, stride=(self.draw(1, 2), 1)))
         self.layers.append(FlattenLayer(name="flat", source="pool"))
         self.layers.append(DenseLayer(name="head", source="flat", out_features=self.draw(1, 3)))
-        return network(self.layers, shape, self.bits, bound=1.0)
+        if self.draw(0, 1):
+            shift = sum(FRACTIONS[self.bits]) - self.draw(1, FRACTIONS[self.bits][0])
+            self.layers.append(TruncationLayer(name="rounded", source="head", shift=shift))
+        return network(self.layers, self.shape, self.bits, bound=1.0)
+
+    def size(self, name: str) -> tuple[int, int, int]:
+        return self.shape if name == INPUT else shapes_of(network(self.layers, self.shape, self.bits))[name]
+
+    def convolution(self, name: str, here: str) -> str:
+        size = self.size(here)
+        groups = size[0] if self.draw(0, 2) == 0 else 1
+        side = self.draw(1, 3)
+        stride, padding = self.draw(1, 2), self.draw(0, side // 2)
+        out = groups * self.draw(1, 2) if groups > 1 else self.draw(1, 4)
+        if min(size[1:]) + 2 * padding < side:
+            side = 1
+        if self.draw(0, 1):  # keeps its shape, so that its input can be added
+            groups, out, side, stride, padding = 1, size[0], 1, 1, 0
+        self.layers.append(
+            ConvolutionLayer(
+                name=name, source=here, out_channels=out, kernel=(side, side), stride=(stride, stride),
+                padding=(padding, padding), groups=groups,
+            )
+        )  # fmt: skip
+        return name
+
+    def gate(self, name: str, source: str) -> str:
+        kind = self.draw(0, 2)
+        if kind == 0:
+            self.layers.append(TruncationLayer(name=name, source=source, shift=self.shift))
+        else:
+            self.layers.append(
+                ReluLayer(name=name, source=source, shift=self.shift, ceiling=None if kind == 1 else 0.5)
+            )
+        return name
+
+    def maximum(self, name: str, source: str, *, wide: bool) -> str:
+        size = self.size(source)
+        axis = self.draw(0, 1)
+        step = self.draw(1, 2)
+        count = -(-size[1 + axis] // step)
+        for part in (0, 1):
+            self.layers.append(
+                SliceLayer(
+                    name=f"{name}_{part}", source=source, axis=("rows", "columns")[axis], offset=self.draw(-1, 1),
+                    step=step, count=count,
+                )
+            )  # fmt: skip
+        self.layers += maximum(name, f"{name}_0", f"{name}_1", self.shift, wide=wide)
+        return name

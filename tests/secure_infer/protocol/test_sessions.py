@@ -24,6 +24,7 @@ from secure_infer.protocol.messages import (
     Ready,
     Shifted,
     Signs,
+    Tops,
     decode,
     room,
 )
@@ -52,7 +53,7 @@ def sample(kind: type, bundle: bytes = b"B" * 16):
         Masked: Masked(bundle, 0, bytes(3 * 4 * 8)),
         Output: Output(bundle, bytes(2 * 4 * 8)),
         Failure: Failure(1, b"protocol"),
-        **{one: one(bundle, 0, bytes(16)) for one in (Material, Covered, Shifted, Bits, Signs)},
+        **{one: one(bundle, 0, bytes(16)) for one in (Material, Covered, Shifted, Bits, Signs, Tops)},
     }[kind]
 
 
