@@ -4,7 +4,7 @@ Three real processes over gloo on loopback. The module is walked by torch.fx, Ba
 modules; neither ONNX nor pickle of ours. The weights are party 1's, the image is party 0's, and party 0 alone opens the
 logits. A query's time is from the plain image to the plain logits at party 0; sharing the weights is not in it.
 
-Run: ``python -m tests.bench.crypten_stock smallcnn_128 --runs 5``, or call `measure` with any module that is made of
+Run: ``python -m tests.bench.crypten_stock smallcnn_128 --runs 5``, or make a `Stock` of any module that is made of
 the kinds in `_module`.
 """
 
@@ -15,15 +15,12 @@ import importlib
 import json
 import operator
 import os
-import resource
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -33,9 +30,12 @@ from torch.fx.experimental.optimization import fuse
 
 from secure_infer import networks
 from secure_infer.networks import SmallCNN, resnet18
+from tests.bench.children import Child, serve
+from tests.bench.inference import resident_mb
 
 PARTIES = 2
 ROLES = ("hospital", "owner", "dealer")
+IMAGE = "image.safetensors"
 
 
 def _with_max_pooling() -> nn.Module:
@@ -53,41 +53,17 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
 }
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What one network costs.
-
-    Attributes
-    ----------
-    seconds : list of float
-        Of each query, the first one (which warms up) left out.
-    bytes : int
-        Sent between the three processes for one query, as CrypTen counts them.
-    rounds : int
-        Communication calls of party 0 for one query.
-    logits : list of float
-        Of the last query.
-    rss_mb : float
-        Largest resident memory of any of the three processes.
-    """
-
-    seconds: list[float]
-    bytes: int
-    rounds: int
-    logits: list[float]
-    rss_mb: float
-
-
-def measure(network: nn.Module, image: np.ndarray, runs: int, timeout_s: float = 900.0) -> Measured:
-    """Evaluate a module on one image under stock CrypTen.
+class Stock:
+    """The three processes of stock CrypTen, ready for queries on one network.
 
     Parameters
     ----------
     network : nn.Module
         In evaluation mode.
-    image : ndarray, shape (channels, rows, columns)
-    runs : int
-        Queries that are timed.
+    shape : tuple of int
+        Of an image without its batch.
+    timeout_s : float
+        For the start.
 
     Raises
     ------
@@ -96,30 +72,57 @@ def measure(network: nn.Module, image: np.ndarray, runs: int, timeout_s: float =
     RuntimeError
         A process failed; its last words are in the message.
     """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+
+    def __init__(self, network: nn.Module, shape: tuple[int, ...], timeout_s: float = 300.0) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        folder = Path(self._folder.name)
         steps, tensors = walk(network)
-        (folder / "steps.json").write_text(json.dumps(steps))
+        (folder / "steps.json").write_text(json.dumps({"shape": shape, "steps": steps}))
         save_file(tensors, folder / "weights.safetensors")
-        save_file({"image": np.ascontiguousarray(image[None], np.float32)}, folder / "image.safetensors")
-        logs = [folder / f"{role}.log" for role in ROLES]
-        processes = [_start(folder, rank, runs, log) for rank, log in enumerate(logs)]
+        self._children: list[Child] = []
         try:
-            deadline = time.monotonic() + timeout_s
-            for process, log in zip(processes, logs, strict=True):
-                if process.wait(max(1.0, deadline - time.monotonic())):
-                    raise RuntimeError(f"{log.stem} of stock CrypTen failed:\n{log.read_text()[-2000:]}")
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
-        found = json.loads((folder / f"{ROLES[0]}.json").read_text())
-        rss = max(json.loads((folder / f"{role}.json").read_text())["rss_mb"] for role in ROLES)
-        return Measured(**found | {"rss_mb": rss})
+            for rank in range(len(ROLES)):
+                self._children.append(_start(folder, rank))
+            self._children[0].answer(timeout_s)
+        except BaseException:
+            self.close()
+            raise
+
+    def query(self, image: np.ndarray, timeout_s: float = 300.0) -> dict[str, Any]:
+        """Evaluate one image.
+
+        Returns
+        -------
+        dict
+            ``seconds`` from image to logits at party 0, ``logits``, and for this query the ``bytes`` that the three
+            processes sent, as CrypTen counts them, and the communication ``rounds`` of party 0.
+        """
+        save_file({"image": np.ascontiguousarray(image[None], np.float32)}, Path(self._folder.name) / IMAGE)
+        try:
+            return self._children[0].ask({}, timeout_s)
+        except RuntimeError as error:  # most often because another one failed
+            raise RuntimeError("\n".join([str(error), *(one.last_words() for one in self._children[1:])])) from error
+
+    def rss_mb(self) -> float:
+        """Return the largest memory that any of the three processes ever held."""
+        return max(resident_mb(one.pid) for one in self._children)
+
+    def close(self) -> None:
+        """End the processes; harmless when they have ended already."""
+        for one in self._children:
+            one.close()
+        self._children = []
+        self._folder.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
-def _start(folder: Path, rank: int, runs: int, log: Path) -> subprocess.Popen[bytes]:
-    environment = os.environ | {
+def _start(folder: Path, rank: int) -> Child:
+    environment = {
         "RANK": str(rank),
         "WORLD_SIZE": str(PARTIES),
         "RENDEZVOUS": f"file://{folder}/rendezvous",
@@ -127,9 +130,8 @@ def _start(folder: Path, rank: int, runs: int, log: Path) -> subprocess.Popen[by
         "GLOO_SOCKET_IFNAME": "lo",
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-m", "tests.bench.crypten_stock", "--role", str(folder), "--runs", str(runs)]
-    with log.open("wb") as stream:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment)
+    command = ["-m", "tests.bench.crypten_stock", "--role", str(folder)]
+    return Child(command, folder / f"crypten-{ROLES[rank]}.log", environment)
 
 
 def walk(network: nn.Module) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
@@ -215,8 +217,8 @@ def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _serve(folder: Path, runs: int) -> None:
-    """Be one of the three processes; its rank stands in the environment."""
+def _serve(folder: Path) -> None:
+    """Be one of the three processes until it is ended; its rank stands in the environment."""
     torch.set_num_threads(1)
     crypten = _crypten()
     from crypten.config import cfg
@@ -224,39 +226,34 @@ def _serve(folder: Path, runs: int) -> None:
     cfg.mpc.provider = "TTP"
     cfg.communicator.verbose = True  # counts bytes and rounds
     rank = int(os.environ["RANK"])
-    found: dict[str, Any] = {}
     if rank == PARTIES:
         crypten.mpc.provider.TTPServer()
-    else:
-        crypten.init()
-        found = _query(crypten, folder, rank, runs)
-        crypten.uninit()
-    found["rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    (folder / f"{ROLES[rank]}.json").write_text(json.dumps(found))
-
-
-def _query(crypten: Any, folder: Path, rank: int, runs: int) -> dict[str, Any]:
-    steps = json.loads((folder / "steps.json").read_text())
+        return
+    crypten.init()
+    described = json.loads((folder / "steps.json").read_text())
     weights = load_file(folder / "weights.safetensors") if rank == 1 else None
-    network = _build(crypten, steps, weights)
+    network = _build(crypten, described["steps"], weights)
     network.encrypt(src=1)
-    image = torch.from_numpy(load_file(folder / "image.safetensors")["image"])
-    if rank != 0:
-        image = torch.zeros_like(image)
+    if rank == 0:
+        serve(lambda _: _query(crypten, network, torch.from_numpy(load_file(folder / IMAGE)["image"])))
+    while rank == 1:
+        _query(crypten, network, torch.zeros(1, *described["shape"]))
+
+
+def _query(crypten: Any, network: Any, image: torch.Tensor) -> dict[str, Any]:
+    """Take part in one query; both parties begin together."""
     communicator = crypten.communicator.get()
-    seconds, logits = [], None
+    communicator.barrier()
+    communicator.reset_communication_stats()
+    started = time.perf_counter()
     with crypten.no_grad():
-        for _ in range(runs + 1):
-            communicator.barrier()
-            communicator.reset_communication_stats()
-            started = time.perf_counter()
-            logits = network(crypten.cryptensor(image, src=0)).get_plain_text(dst=0)
-            seconds.append(time.perf_counter() - started)
-    if rank != 0 or logits is None:
+        logits = network(crypten.cryptensor(image, src=0)).get_plain_text(dst=0)
+    seconds = time.perf_counter() - started
+    if logits is None:  # at party 1
         return {}
     counted = communicator.get_communication_stats()
     spent = {"bytes": round(counted["bytes"]), "rounds": counted["rounds"]}
-    return {"seconds": seconds[1:], "logits": logits.reshape(-1).tolist()} | spent
+    return {"seconds": seconds, "logits": logits.reshape(-1).tolist()} | spent
 
 
 def main() -> None:
@@ -266,7 +263,7 @@ def main() -> None:
     parser.add_argument("--role", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.role is not None:
-        _serve(arguments.role, arguments.runs)
+        _serve(arguments.role)
         return
     if arguments.network is None:
         parser.error("name a network")
@@ -275,9 +272,11 @@ def main() -> None:
     network, image = make().eval(), np.random.default_rng(7).uniform(0, 1, shape)
     with torch.no_grad():
         plain = network(torch.from_numpy(image[None]).float()).numpy()[0]
-    found = measure(network, image, arguments.runs)
-    error = float(np.abs(np.array(found.logits) - plain).max())
-    print(json.dumps(asdict(found) | {"logit_error": error, "median_s": float(np.median(found.seconds))}, indent=2))
+    with Stock(network, shape) as stock:
+        found = [stock.query(image) for _ in range(arguments.runs + 1)][1:]  # the first warms up
+        median = float(np.median([one["seconds"] for one in found]))
+        error = float(np.abs(np.array(found[-1]["logits"]) - plain).max())
+        print(json.dumps(found[-1] | {"median_s": median, "logit_error": error, "rss_mb": stock.rss_mb()}, indent=2))
 
 
 if __name__ == "__main__":

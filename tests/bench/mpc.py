@@ -1,94 +1,178 @@
-"""Whole networks under encryption, three processes on mTLS over loopback, one thread each, beside plain torch.
+"""Networks under encryption beside plain torch and stock CrypTen, three real processes each, one thread each.
 
-Run: ``python -m tests.bench.mpc --json FILE``. *Online* is from image to opened logits, *offline* all that a bundle
-needs before, connections and dealing included; *plain* is the module itself in float32, one thread. Weights are random.
-The hospital's memory is that of this process, torch and the module in the clear included.
+Run: ``python -m tests.bench.mpc --json FILE``. Ours speak mutual TLS on loopback; CrypTen speaks plain TCP. In each
+round the same image is answered in the clear, by our engine and by CrypTen in turn, so that what else the machine does
+meets all three. *Online* is from image to opened logits at the hospital, *offline* all that a bundle needs before,
+connections and dealing included. The first round warms up and is not counted. Weights are random but for the default
+model's.
+
+Afterwards the same is asked across slow links between the roles (`tests.bench.links`). Of each figure in seconds the
+median is given; memory is the largest a process ever held.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import os
 import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from dicom_node.core import logs
-from secure_infer.compile import compile_network
-from secure_infer.networks import SmallCNN, resnet18
-from tests.bench import figures
+from tests.bench import figures, hospital_process
+from tests.bench.children import Child
+from tests.bench.crypten_stock import Stock
 from tests.bench.inference import resident_mb, timed
-from tests.secure_infer.small_network import publish_network
-from tests.secure_infer.test_compile import images, trained
+from tests.bench.links import LINKS, measured, relayed
+from tests.bench.mpc_networks import NETWORKS, Subject
 from tests.system.roles import Roles
 
-#: Name, module, input shape, queries.
-NETWORKS = (
-    ("smallcnn_128", SmallCNN, (1, 128, 128), 50),
-    ("resnet18_64", resnet18, (3, 64, 64), 20),
-    ("resnet18_224", resnet18, (3, 224, 224), 7),
-)
+#: No answer takes this long, on any link.
+PATIENCE_S = 300.0
+#: Where a network asks for more queries than this, links get this many: each answers as the one before.
+MOST_ON_LINKS = 20
 
 
-def measure(name: str, network: torch.nn.Module, roles: Roles, shape: tuple[int, int, int], queries: int) -> dict:
-    engine = roles.engine(name, timeout_s=30.0)
+def asked(hospital: Child, number: int) -> tuple[dict, dict]:
+    """Run the offline and the online phase of one query."""
+    offline = hospital.ask({"step": "offline"}, PATIENCE_S)
+    return offline, hospital.ask({"step": "online", "image": number}, PATIENCE_S)
+
+
+def measure(subject: Subject, roles: Roles, images: Path, crypten: Stock | None) -> dict[str, float]:
+    """Answer every image in turn by all engines; figures without the network's name in front."""
+    spans: defaultdict[str, list[float]] = defaultdict(list)
+    wrong: defaultdict[str, float] = defaultdict(float)
     found: dict[str, float] = {}
-    online, offline, plain, wrong = [], [], [], 0.0
-    for number, image in enumerate(images(shape, queries + 1, seed=7)):
-        sample = torch.from_numpy(image[None]).float()
-        with torch.no_grad():
-            expected, plain_ms = timed(lambda sample=sample: network(sample).numpy()[0])
-        prepared, offline_ms = timed(engine._prepare)
-        before = prepared.channel.sent + prepared.channel.received
-        answer, online_ms = timed(lambda prepared=prepared, image=image: engine._query(prepared, image))
-        if number == 0:  # brings the blinded weights, once; loops are compiled
-            continue
-        online.append(online_ms / 1e3)
-        offline.append(offline_ms / 1e3)
-        plain.append(plain_ms / 1e3)
-        found[f"{name}_online_mb"] = (prepared.channel.sent + prepared.channel.received - before) / 1e6
-        found[f"{name}_party_offline_mb"] = before / 1e6
-        wrong = max(wrong, float(np.abs(answer.logits - expected).max()))
-    engine.close()
-    for kind, spans in (("online", online), ("offline", offline), ("plain", plain)):
-        found[f"{name}_{kind}_s"] = float(np.median(spans))
-    found[f"{name}_online_p95_s"] = float(np.quantile(online, 0.95))
-    found[f"{name}_logit_error"] = wrong
-    pids = {"party": roles.party.pid, "dealer": roles.dealer.pid, "hospital": os.getpid()}
-    found |= {f"{name}_{role}_rss_mb": resident_mb(pid) for role, pid in pids.items()}
-    found[f"{name}_rss_mb"] = max(resident_mb(pid) for pid in pids.values())
+    with hospital_process.start(roles, "measured", images, roles.folder / "loopback.log") as hospital:
+        hospital.answer(PATIENCE_S)
+        for number in range(len(subject.samples)):
+            expected, plain_ms = timed(lambda number=number: subject.plain(number))
+            offline, online = asked(hospital, number)
+            answers = {"plain_s": plain_ms / 1e3, "offline_s": offline["seconds"], "online_s": online["seconds"]}
+            theirs = None
+            if crypten is not None:
+                theirs = crypten.query(subject.samples[number], PATIENCE_S)
+                answers["crypten_s"] = theirs["seconds"]
+                found |= {"crypten_mb": theirs["bytes"] / 1e6, "crypten_rounds": theirs["rounds"]}
+            if number == 0:
+                continue
+            for name, seconds in answers.items():
+                spans[name].append(seconds)
+            for name, answer in (("logit_error", online), ("crypten_logit_error", theirs)):
+                if answer is not None:
+                    wrong[name] = max(wrong[name], float(np.abs(np.array(answer["logits"]) - expected).max()))
+            found |= {"online_mb": online["bytes"] / 1e6, "party_offline_mb": offline["bytes"] / 1e6}
+        pids = {"party": roles.party.pid, "dealer": roles.dealer.pid, "hospital": hospital.pid}
+        memory = {role: resident_mb(pid) for role, pid in pids.items()}
+    found |= {name: float(np.median(seconds)) for name, seconds in spans.items()} | wrong
+    found |= {f"{role}_rss_mb": size for role, size in memory.items()} | {"rss_mb": max(memory.values())}
+    found |= {"online_p95_s": float(np.quantile(spans["online_s"], 0.95)), "runs": len(spans["online_s"])}
+    if crypten is not None:
+        found["crypten_rss_mb"] = crypten.rss_mb()
+        found["crypten_ratio"] = found["crypten_s"] / found["online_s"]
     return found
 
 
-def run() -> dict[str, float]:
+@contextlib.contextmanager
+def behind(roles: Roles, link: str) -> Iterator[None]:
+    """Put a link between each two roles; the party is started anew, since it holds the dealer's address."""
+    ports = roles.dealer_port, roles.party_port
+    with contextlib.ExitStack() as stack:
+        relay = lambda to, name: stack.enter_context(relayed(to, link, roles.folder, name))  # noqa: E731
+        try:
+            roles.dealer_port = relay(ports[0], "party-dealer")
+            roles.start_party()
+            roles.dealer_port = relay(ports[0], "hospital-dealer")
+            roles.party_port = relay(roles.party_port, "hospital-party")
+            yield
+        finally:
+            roles.dealer_port, roles.party_port = ports
+
+
+def across(link: str, roles: Roles, images: Path, queries: int) -> dict[str, float]:
+    """Ask across a link, once to warm up and then `queries` times."""
+    with behind(roles, link), hospital_process.start(roles, "measured", images, roles.folder / f"{link}.log") as child:
+        child.answer(PATIENCE_S)
+        pairs = [asked(child, number) for number in range(queries + 1)][1:]
+    return {
+        f"{link}_s": float(np.median([online["seconds"] for _, online in pairs])),
+        f"{link}_offline_s": float(np.median([offline["seconds"] for offline, _ in pairs])),
+        f"{link}_runs": queries,
+    }
+
+
+def run(
+    names: Sequence[str], runs: int | None = None, *, crypten: bool = True, links: Sequence[str] = tuple(LINKS)
+) -> tuple[dict[str, float], dict[str, object]]:
+    """Measure networks; figures, and what they were compared with.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Of `NETWORKS`.
+    runs : int, optional
+        Queries that are timed, in place of each network's own number.
+    crypten : bool
+        Whether to run stock CrypTen beside.
+    links : sequence of str
+        Of `LINKS`: what to ask across afterwards.
+    """
     torch.set_num_threads(1)
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
-        os.environ[variable] = "1"  # for the two services
-    found: dict[str, float] = {}
-    for name, make, shape, queries in NETWORKS:
+        os.environ[variable] = "1"  # for the processes
+    found: dict[str, float] = {"load_at_start": os.getloadavg()[0]}
+    peers: dict[str, object] = {}
+    if crypten:
+        peers["crypten"] = "stock 0.4.1, two parties and a trusted third party, gloo on loopback without TLS"
+    for name in names:
+        build, queries = NETWORKS[name]
+        queries = runs or queries
+        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+            roles = Roles(Path(folder), timeout_s=PATIENCE_S)
+            patient(roles)
+            stack.callback(roles.stop)
+            subject = build(roles.models, queries + 1)
+            roles.cards["measured"] = subject.card
+            images = roles.folder / "images.npy"
+            np.save(images, subject.inputs)
+            roles.start()
+            stock = stack.enter_context(Stock(subject.module, subject.samples.shape[1:])) if crypten else None
+            measurements = measure(subject, roles, images, stock)
+            if stock is not None:
+                stock.close()
+            for link in links:
+                measurements |= across(link, roles, images, min(queries, MOST_ON_LINKS))
+        found |= {f"{name}_{key}": value for key, value in measurements.items()}
+    if links:
         with tempfile.TemporaryDirectory() as folder:
-            roles = Roles(Path(folder))
-            network = trained(make(), shape)
-            compiled = compile_network(network, images(shape))
-            roles.cards[name] = publish_network(
-                roles.models, compiled.program, compiled.weights, name.replace("_", "-")
-            )
-            try:
-                roles.start()
-                found |= measure(name, network, roles, shape, queries)
-            finally:
-                roles.stop()
-    return found
+            peers["links"] = {link: LINKS[link].describe() | measured(link, Path(folder)) for link in links}
+    return found, peers
+
+
+def patient(roles: Roles) -> None:
+    """Let the dealer wait, too, for a frame that takes seconds on a slow link."""
+    file = roles.folder / "dealer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"timeout_s": PATIENCE_S}))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True)
-    arguments = parser.parse_args()
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--runs", type=int, help="queries that are timed, in place of each network's own number")
+    parser.add_argument("--no-crypten", action="store_true", help="leave stock CrypTen out")
+    parser.add_argument("--no-links", action="store_true", help="leave the slow links out")
+    given = parser.parse_args()
     logs.configure("bench", "warning")
-    figures.write(arguments.json, run(), {})
+    links = () if given.no_links else tuple(LINKS)
+    figures.write(given.json, *run(given.networks, given.runs, crypten=not given.no_crypten, links=links))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,87 @@
+"""The networks that `tests.bench.mpc` measures: as torch modules, and as signed models of a store."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+import secure_infer
+from secure_infer.card import ModelCard
+from secure_infer.compile import compile_network
+from secure_infer.engine import columns_of
+from secure_infer.models import ModelStore
+from secure_infer.networks import SmallCNN, resnet18
+from tests.secure_infer.small_network import publish_network
+from tests.secure_infer.test_compile import images, trained
+from tests.system.roles import features
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One network in the forms that the bench needs.
+
+    Attributes
+    ----------
+    module : nn.Module
+        In evaluation mode, from (1, *sample.shape) to logits.
+    samples : ndarray, shape (count, ...)
+        Inputs of the module.
+    inputs : ndarray, shape (count, ...)
+        The same as inputs of the encrypted engine's program.
+    card : ModelCard
+        Of the same network in the store.
+    """
+
+    module: nn.Module
+    samples: np.ndarray
+    inputs: np.ndarray
+    card: ModelCard
+
+    def plain(self, number: int) -> np.ndarray:
+        """Evaluate in the clear."""
+        with torch.no_grad():
+            return self.module(torch.from_numpy(self.samples[number][None]).float()).numpy()[0]
+
+
+def _compiled(make: Callable[[], nn.Module], shape: tuple[int, int, int], name: str) -> Callable[[Path, int], Subject]:
+    def build(store: Path, count: int) -> Subject:
+        module = trained(make(), shape)
+        compiled = compile_network(module, images(shape))
+        card = publish_network(store, compiled.program, compiled.weights, name.replace("_", "-"))
+        samples = images(shape, count, seed=7)
+        return Subject(module, samples, samples, card)
+
+    return build
+
+
+def _shipped(store: Path, count: int) -> Subject:
+    """The private head of the model that comes with the package, on features of its public part's shape."""
+    source = Path(secure_infer.__file__).parent / "shipped"
+    shipped = ModelStore(source)
+    version = shipped.versions()[-1]
+    card, weights = shipped.card(version), shipped.weights(version)
+    shutil.copytree(source / version, store / version)
+    (layer,) = card.suffix.layers
+    side = int(layer.columns**0.5)
+    given = [features(seed, card.suffix) for seed in range(count)]
+    # The same for torch and CrypTen: a convolution over the positions, then the mean.
+    head = nn.Conv2d(layer.in_features, layer.out_features, 1)
+    head.weight.data = torch.from_numpy(weights[f"{layer.name}.weight"])[..., None, None].float()
+    head.bias.data = torch.from_numpy(weights[f"{layer.name}.bias"]).float()
+    module = nn.Sequential(head, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    samples = np.stack([one.T.reshape(-1, side, side) for one in given])
+    return Subject(module, samples, np.stack([columns_of(card.suffix, one) for one in given]), card)
+
+
+#: By name: how to build it with so many samples, and how many queries are timed.
+NETWORKS: dict[str, tuple[Callable[[Path, int], Subject], int]] = {
+    "default": (_shipped, 50),
+    "smallcnn_128": (_compiled(SmallCNN, (1, 128, 128), "smallcnn_128"), 50),
+    "resnet18_224": (_compiled(resnet18, (3, 224, 224), "resnet18_224"), 9),
+}
