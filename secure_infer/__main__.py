@@ -38,21 +38,28 @@ def worker(config: cli.ConfigOption = cli.DEFAULT_CONFIG) -> None:
 @app.command()
 def party(config: Annotated[Path, typer.Option("--config", "-c", help="the model owner's settings")]) -> None:
     """Answer encrypted queries: party 1, which holds the weights."""
-    from .party import PartySettings, serve  # noqa: PLC0415
+    from .party import serve  # noqa: PLC0415
 
-    loaded = settings.read(config, PartySettings)
     logs.configure("secure-infer party")
-    sys.exit(serve(loaded))
+    sys.exit(serve(config))
 
 
 @app.command()
 def dealer(config: Annotated[Path, typer.Option("--config", "-c", help="the dealer's settings")]) -> None:
     """Deal correlated randomness; sees neither image nor weights."""
-    from .dealer import DealerSettings, serve  # noqa: PLC0415
+    from .dealer import serve  # noqa: PLC0415
 
-    loaded = settings.read(config, DealerSettings)
     logs.configure("secure-infer dealer")
-    sys.exit(serve(loaded))
+    sys.exit(serve(config))
+
+
+@app.command()
+def audit(trail: Annotated[Path, typer.Argument(help="audit.sqlite3 of a party or dealer")]) -> None:
+    """Check that no row of a party's or dealer's audit trail was altered; `dicom-node check` does so for a site."""
+    from .trail import verify  # noqa: PLC0415
+
+    count, head = verify(trail)
+    out.print(f"{count} rows, each following from the one before; the head is {head}.", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -134,6 +141,13 @@ def activate(version: str, folder: FolderOption = None, config: cli.ConfigOption
     """Make a model the one that answers; restart the workers to take it up."""
     _store(folder, config).activate(version)
     out.print(f"{version} is active from the workers' next start")
+
+
+@models.command()
+def retire(version: str, folder: FolderOption = None, config: cli.ConfigOption = cli.DEFAULT_CONFIG) -> None:
+    """Let a party serve a version no longer: at once after SIGHUP, else from its next start."""
+    _store(folder, config).retire(version)
+    out.print(f"{version} is retired: systemctl reload veilray-party")
 
 
 def main() -> None:

@@ -12,29 +12,30 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from dicom_node.core import failpoint, logs, loops, tls
-from dicom_node.core.credentials import Credentials
+from dicom_node.core import failpoint, logs, loops
 from dicom_node.core.errors import ConfigError, VeilRayError
-from dicom_node.core.settings import Port, Section, TlsSettings
+from dicom_node.core.settings import Port, read
 from dicom_node.core.tls import Fingerprint
 
+from .operation import LOOK_EVERY_S, Operated, Operation
 from .protocol import selftest
 from .protocol.channel import Channel
 from .protocol.dealer import Deck
 from .protocol.messages import Bundle, Deal, Fetch, Message
 from .protocol.plan import LARGEST_DEAL
-from .protocol.server import Limits, Server, until_stopped
+from .protocol.server import Limits, Server
 
 log = logs.get(__name__)
 MASTER_KEY_BYTES = 32
 
 
-class DealerSettings(Section):
+class DealerSettings(Operated):
     """The dealer, a third organisation's service."""
+
+    LIVE = frozenset({"names", "hospitals", "parties"})
 
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: Port = Field(default=7402, description="port to listen on; 0 takes a free one")
-    tls: TlsSettings = Field(description="the dealer's certificate, and the authorities of hospitals and parties")
     hospitals: tuple[Fingerprint, ...] = Field(min_length=1, description="SHA-256 of the hospitals' certificates")
     parties: tuple[Fingerprint, ...] = Field(min_length=1, description="SHA-256 of the model owners' certificates")
     master_key: Path = Field(description="file of the master secret, made at the first start; losing it costs nothing")
@@ -91,10 +92,12 @@ class Dealer:
     def __init__(self, settings: DealerSettings, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings
         self._clock = clock
+        trail = settings.master_key.parent / "audit.sqlite3"
+        self.operation = Operation(settings, trail, "secure-infer dealer")
         self._deck = Deck(
             master_key(settings.master_key),
-            frozenset(map(bytes.fromhex, settings.hospitals)),
-            frozenset(map(bytes.fromhex, settings.parties)),
+            frozenset(),
+            frozenset(),
             lifetime_s=settings.bundle_lifetime_s,
             largest=settings.maximum_bundles_per_hospital,
             random=os.urandom,
@@ -105,13 +108,21 @@ class Dealer:
             settings.handshake_timeout_s,
             settings.timeout_s,
         )
-        peers = frozenset({*settings.hospitals, *settings.parties})
-        self._credentials = Credentials(settings.tls)
-        self.server = Server(settings.host, settings.port, self._credentials, peers, limits, self._converse)
+        credentials = self.operation.credentials
+        self.server = Server(settings.host, settings.port, credentials, frozenset(), limits, self._converse)
+        self.take_up(settings)
+        waiting = self._deck.waiting
+        self.operation.metrics.watch_each("bundles_waiting", "Bundles that wait for party 1.", "peer", waiting)
+
+    def take_up(self, settings: DealerSettings) -> None:
+        """Put the live settings in force; what waits for those who left is burned."""
+        hospitals, parties = (frozenset(map(bytes.fromhex, names)) for names in (settings.hospitals, settings.parties))
+        self._deck.admit(hospitals, parties)
+        self.server.admit(frozenset({*settings.hospitals, *settings.parties}))
 
     def close(self) -> None:
         """End all connections; bundles that wait are burned."""
-        self.server.stop()
+        self.operation.stop()
 
     def _converse(self, channel: Channel) -> None:
         asked: Message | None = None
@@ -122,23 +133,39 @@ class Dealer:
                     failpoint.reach("dealer-dealt")
                 channel.send(answer)
         except VeilRayError as error:
-            named = asked.bundle.hex() if isinstance(asked, Fetch) else ""
             note = log.info if error.code == "connection-closed" else log.warning  # `dicom-node check` only opens
-            note("request-refused", fingerprint=channel.peer, bundle_id=named, **logs.describe(error))
+            about = self._about(asked)
+            note("request-refused", fingerprint=channel.peer, **about, **logs.describe(error))
             channel.fail(error)
+            if asked is not None:
+                self.operation.request_ended("bundle", channel.peer, error, **about)
             return
-        event = "bundle-dealt" if isinstance(asked, Deal) else "bundle-handed-over"
-        bundle = getattr(answer, "bundle", b"").hex()
-        log.info(event, fingerprint=channel.peer, bundle_id=bundle, bytes=channel.sent)
+        finally:
+            self.operation.metrics.moved(channel.sent, channel.received)
+        done = "dealt" if isinstance(asked, Deal) else "handed-over"
+        about = self._about(asked) | {"bundle_id": getattr(answer, "bundle", b"").hex()}
+        log.info(f"bundle-{done}", fingerprint=channel.peer, **about, bytes=channel.sent)
+        self.operation.request_ended("bundle", channel.peer, done, **about)
+
+    @staticmethod
+    def _about(asked: Message | None) -> dict[str, str]:
+        model = asked.model.hex() if isinstance(asked, Deal | Fetch) else ""
+        return {"bundle_id": asked.bundle.hex() if isinstance(asked, Fetch) else "", "model": model}
 
 
-def serve(settings: DealerSettings) -> int:
-    """Run the dealer until SIGTERM; announce ``ready`` with its port in the log; return the exit status."""
+def serve(config: Path) -> int:
+    """Run the dealer until SIGTERM; announce ``ready`` with its port in the log; return the exit status.
+
+    Parameters
+    ----------
+    config : Path
+        The settings file, `DealerSettings`.
+    """
     stop = loops.stop_on_signals()
     for ring_bits in selftest.SHIFTS:  # any program may be asked for
         selftest.run(ring_bits)
-    dealer = Dealer(settings)
-    dealer.server.start()
-    fingerprint = tls.fingerprint(settings.tls.certificate)
-    log.info("ready", host=settings.host, port=dealer.server.port, fingerprint=fingerprint)
-    return until_stopped(dealer.server, stop, dealer.close)
+    dealer = Dealer(read(config, DealerSettings))
+    dealer.operation.start(config, dealer.server, dealer.take_up)
+    status = loops.run({"operation": dealer.operation.run_once}, LOOK_EVERY_S, stop)
+    dealer.close()
+    return status

@@ -7,6 +7,7 @@
     └── <version>/
         ├── card.json                public; signed byte for byte
         ├── signature                the publisher's public key and its signature, hexadecimal, one line each
+        ├── retired                  empty; where it is, a party does not serve this version
         └── weights.safetensors      only where the model's owner holds it; a hospital has none
 
 Every reading verifies first: an unsigned, altered or unknown byte is `IntegrityError`, never a warning.
@@ -54,6 +55,7 @@ __all__ = [
 #: The models that come with the program, weights included, for trials and tests.
 SHIPPED = Path(__file__).parent / "shipped"
 CARD, SIGNATURE, WEIGHTS, ACTIVE = "card.json", "signature", "weights.safetensors", "active"
+RETIRED = "retired"
 #: Keeps a signature on a card from meaning anything in another protocol that signs with the same key.
 DOMAIN = b"VeilRay model card 1\n"
 LARGEST_CARD = 1 << 20
@@ -125,6 +127,22 @@ class ModelStore:
             return ()
         names = [folder.name for folder in self._root.iterdir() if (folder / CARD).is_file()]
         return tuple(sorted(names, key=_natural))
+
+    def served(self) -> tuple[str, ...]:
+        """Name the versions that are not retired."""
+        return tuple(version for version in self.versions() if not (self._root / version / RETIRED).exists())
+
+    def retire(self, version: str) -> None:
+        """Mark a version as no longer served, durably; its files stay for the record.
+
+        Raises
+        ------
+        ConfigError
+            There is no such version.
+        """
+        folder = self._folder(version)
+        (folder / RETIRED).touch()
+        sync_folder(folder)
 
     def verify(self, version: str, trusted: Iterable[str] | None = None) -> ModelCard:
         """Check a version's signature, card and, where present, weights.

@@ -1,7 +1,8 @@
 """The service of party 1, the model's owner: answers queries on features that it cannot read.
 
 Crash-only: its state is the ledger of spent bundles. A bundle is marked as spent when the hospital announces it, before
-party 1 asks the dealer for its half, so whatever happens afterwards, that bundle is never computed on twice.
+party 1 asks the dealer for its half, so whatever happens afterwards, that bundle is never computed on twice. A mark
+without a row in the audit trail is a query that ended with the process.
 """
 
 from __future__ import annotations
@@ -14,33 +15,34 @@ from pathlib import Path
 
 from pydantic import Field
 
-from dicom_node.core import failpoint, logs, loops, tls
-from dicom_node.core.credentials import Credentials
+from dicom_node.core import failpoint, logs, loops
 from dicom_node.core.errors import ProtocolError, VeilRayError
-from dicom_node.core.settings import EndpointSettings, Port, Section, TlsSettings
+from dicom_node.core.settings import EndpointSettings, Port, read
 from dicom_node.core.tls import Fingerprint
 
 from .models import ModelStore
+from .operation import LOOK_EVERY_S, Operated, Operation
 from .protocol import selftest
 from .protocol.channel import Channel
-from .protocol.ledger import SpentLedger
-from .protocol.messages import Fetch, Message
+from .protocol.ledger import Allowance, SpentLedger
+from .protocol.messages import Fetch, Message, Open
 from .protocol.network1 import NetworkParty, PrivateNetwork, session_for
 from .protocol.network_plan import NetworkPlan
 from .protocol.party1 import PartySession, PrivateModel
 from .protocol.plan import LARGEST_OPEN, plan_of
-from .protocol.server import Limits, Server, until_stopped
+from .protocol.server import Limits, Server
 from .protocol.session import State
 
 log = logs.get(__name__)
 
 
-class PartySettings(Section):
+class PartySettings(Operated):
     """Party 1, the model owner's service."""
+
+    LIVE = frozenset({"names", "hospitals", "daily_quota", "queries_per_minute", "burst"})
 
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: Port = Field(default=7401, description="port to listen on; 0 takes a free one")
-    tls: TlsSettings = Field(description="this party's certificate, and the authorities of hospitals and dealer")
     dealer: EndpointSettings = Field(description="the dealer of correlated randomness")
     hospitals: tuple[Fingerprint, ...] = Field(min_length=1, description="SHA-256 of the certificates that may ask")
     models: Path = Field(description="folder of the models that are served, weights included")
@@ -49,6 +51,10 @@ class PartySettings(Section):
         default=(), description="Ed25519 public keys, hexadecimal, besides ours"
     )
     daily_quota: int = Field(default=5000, ge=1, description="bundles per hospital certificate within 24 hours")
+    queries_per_minute: float = Field(
+        default=120.0, gt=0, le=1e6, description="lasting rate of bundles per hospital certificate"
+    )
+    burst: int = Field(default=200, ge=1, le=10**6, description="bundles at once after a pause, per certificate")
     timeout_s: float = Field(default=20.0, gt=0, description="longest wait for any one message, seconds")
     handshake_timeout_s: float = Field(default=10.0, gt=0, description="time to finish the TLS handshake, seconds")
     bundle_lifetime_s: int = Field(default=600, ge=1, le=86400, description="wait for the query of a bundle, seconds")
@@ -57,16 +63,19 @@ class PartySettings(Section):
 
 
 class Models:
-    """The models that party 1 serves, by the hash of their cards; new versions are found without a restart."""
+    """The models that party 1 serves, by the hash of their cards; versions come and go without a restart."""
 
     def __init__(self, store: ModelStore) -> None:
         self._store = store
         self._lock = threading.Lock()
         self._found: dict[bytes, PrivateModel | PrivateNetwork] = {}
-        self._versions: set[str] = set()
+        self._versions: dict[str, bytes] = {}
 
-    def load(self) -> int:
-        """Load the versions that are not loaded yet; return how many are served.
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def load(self) -> None:
+        """Load the versions that are not loaded yet.
 
         Raises
         ------
@@ -74,20 +83,35 @@ class Models:
             A model is unfit or altered.
         """
         with self._lock:
-            for version in self._store.versions():
+            for version in self._store.served():
                 if version not in self._versions:
-                    card = self._store.card(version)
-                    digest = hashlib.sha256(card.canonical()).digest()
-                    plan, tensors = plan_of(card.suffix), self._store.weights(version)
-                    if isinstance(plan, NetworkPlan):
-                        selftest.run(plan.ring.bits)
-                    self._found[digest] = (
-                        PrivateNetwork.of(version, digest, plan, tensors)
-                        if isinstance(plan, NetworkPlan)
-                        else PrivateModel.of(version, digest, plan, tensors)
-                    )
-                    self._versions.add(version)
-            return len(self._found)
+                    self._load(version)
+
+    def refresh(self) -> None:
+        """Drop the versions that were removed or retired, load the new ones; one that is unfit is told and left out."""
+        with self._lock:
+            served = self._store.served()
+            for version in set(self._versions) - set(served):
+                del self._found[self._versions.pop(version)]
+                log.info("model-withdrawn", model=version)
+            for version in set(served) - set(self._versions):
+                try:
+                    self._load(version)
+                except VeilRayError as error:
+                    log.error("model-not-loaded", model=version, **logs.describe(error))
+
+    def _load(self, version: str) -> None:
+        card = self._store.card(version)
+        digest = hashlib.sha256(card.canonical()).digest()
+        plan, tensors = plan_of(card.suffix), self._store.weights(version)
+        if isinstance(plan, NetworkPlan):
+            selftest.run(plan.ring.bits)
+        self._found[digest] = (
+            PrivateNetwork.of(version, digest, plan, tensors)
+            if isinstance(plan, NetworkPlan)
+            else PrivateModel.of(version, digest, plan, tensors)
+        )
+        self._versions[version] = digest
 
     def find(self, digest: bytes) -> PrivateModel | PrivateNetwork:
         """Return the model of a card's hash.
@@ -98,7 +122,7 @@ class Models:
             It is not served here (``unknown-model``).
         """
         if digest not in self._found:
-            self.load()
+            self.refresh()
         found = self._found.get(digest)
         if found is None:
             raise ProtocolError("no model with that card is served here", code="unknown-model")
@@ -118,32 +142,48 @@ class Party:
     def __init__(self, settings: PartySettings, clock: Callable[[], float] = time.time) -> None:
         self._settings = settings
         self._clock = clock
-        self._credentials = Credentials(settings.tls)
-        self._models = Models(ModelStore(settings.models, settings.trusted_publishers))
-        self.served = self._models.load()
+        self.models = Models(ModelStore(settings.models, settings.trusted_publishers))
+        self.models.load()
         self._ledger = SpentLedger(settings.state_dir / "spent.sqlite3")
+        self.operation = Operation(settings, settings.state_dir / "audit.sqlite3", "secure-infer party", clock)
         limits = Limits(
             settings.maximum_connections,
             settings.maximum_connections_per_hospital,
             settings.handshake_timeout_s,
             settings.timeout_s,
         )
-        peers = frozenset(settings.hospitals)
-        self.server = Server(settings.host, settings.port, self._credentials, peers, limits, self._converse)
+        credentials = self.operation.credentials
+        self.server = Server(settings.host, settings.port, credentials, frozenset(), limits, self._converse)
+        self.take_up(settings)
+        figures = self.operation.metrics
+        figures.watch("models", "Model versions served.", lambda: len(self.models))
+        figures.watch_each("quota_left", "Bundles left of the last 24 hours.", "peer", self._quota_left)
+
+    def take_up(self, settings: PartySettings) -> None:
+        """Put the live settings in force, and look for new and withdrawn models."""
+        self._allowance = Allowance(settings.daily_quota, settings.queries_per_minute, settings.burst)
+        self._hospitals = settings.hospitals
+        self.server.admit(frozenset(settings.hospitals))
+        self.models.refresh()
 
     def close(self) -> None:
-        """End all connections and close the ledger."""
-        self.server.stop()
+        """End all connections and close ledger and trail."""
+        self.operation.stop()
         self._ledger.close()
+
+    def _quota_left(self) -> dict[str, float]:
+        now = self._clock()
+        return {one: self._ledger.left(bytes.fromhex(one), now, self._allowance) for one in self._hospitals}
 
     def _converse(self, channel: Channel) -> None:
         session: PartySession | NetworkParty | None = None
+        opening: Message | None = None
         try:
             opening = channel.receive(LARGEST_OPEN)
             session = session_for(
                 opening,
                 bytes.fromhex(channel.peer),
-                self._models.find,
+                self.models.find,
                 lambda bundle: self._spend(bundle, channel.peer),
                 self._settings.bundle_lifetime_s,
             )
@@ -151,20 +191,26 @@ class Party:
         except VeilRayError as error:
             if session is not None:
                 session.abort()
+            about = self._about(session, opening)
             # A hospital that closes has dropped a bundle it did not need: that is no fault.
             note = log.info if error.code == "connection-closed" else log.warning
-            note("query-aborted", **self._about(session, channel), **logs.describe(error))
+            note("query-aborted", fingerprint=channel.peer, **about, **logs.describe(error))
             channel.fail(error)
+            if opening is not None:  # `dicom-node check` only opens a connection
+                self.operation.request_ended("query", channel.peer, error, **about)
         finally:
             if session is not None:
                 session.abort()
+            self.operation.metrics.moved(channel.sent, channel.received)
 
     def _run(self, session: PartySession | NetworkParty, opening: Message, channel: Channel) -> None:
+        started = time.perf_counter()
         fetch = session.handle(opening)
         assert isinstance(fetch, Fetch)
         channel.send(self._fetch(fetch, session))
         while session.state is State.COVERING:
             session.handle(channel.receive(session.limit))
+        self.operation.metrics.took("offline", time.perf_counter() - started)
         message = channel.receive(session.limit, self._settings.bundle_lifetime_s)
         started = time.perf_counter()
         while True:
@@ -176,12 +222,15 @@ class Party:
             message = channel.receive(session.limit)
         failpoint.reach("party1-answered")
         seconds = round(time.perf_counter() - started, 5)
-        log.info("query-answered", **self._about(session, channel), duration_s=seconds, bytes=channel.received)
+        about = self._about(session, opening)
+        log.info("query-answered", fingerprint=channel.peer, **about, duration_s=seconds, bytes=channel.received)
+        self.operation.metrics.took("online", seconds)
+        self.operation.request_ended("query", channel.peer, "answered", **about)
 
     def _fetch(self, fetch: Fetch, session: PartySession | NetworkParty) -> Message:
         """Take party 1's half from the dealer, with the material that follows it; the answer to the hospital."""
-        settings = self._settings
-        with Channel.dial(settings.dealer, self._credentials.client, "the dealer", settings.timeout_s) as dealer:
+        settings, context = self._settings, self.operation.credentials.client
+        with Channel.dial(settings.dealer, context, "the dealer", settings.timeout_s) as dealer:
             dealer.send(fetch)
             ready = None
             while ready is None:
@@ -189,25 +238,26 @@ class Party:
             return ready
 
     def _spend(self, bundle: bytes, peer: str) -> None:
-        self._ledger.spend(bundle, bytes.fromhex(peer), self._clock(), self._settings.daily_quota)
+        self._ledger.spend(bundle, bytes.fromhex(peer), self._clock(), self._allowance)
         failpoint.reach("party1-spent")
 
     @staticmethod
-    def _about(session: PartySession | NetworkParty | None, channel: Channel) -> dict[str, str]:
+    def _about(session: PartySession | NetworkParty | None, opening: Message | None) -> dict[str, str]:
         model = session.model.version if session and session.model else ""
-        return {"bundle_id": session.bundle.hex() if session else "", "fingerprint": channel.peer, "model": model}
+        return {"bundle_id": opening.bundle.hex() if isinstance(opening, Open) else "", "model": model}
 
 
-def serve(settings: PartySettings) -> int:
-    """Run party 1 until SIGTERM; announce ``ready`` with its port in the log; return the exit status."""
+def serve(config: Path) -> int:
+    """Run party 1 until SIGTERM; announce ``ready`` with its port in the log; return the exit status.
+
+    Parameters
+    ----------
+    config : Path
+        The settings file, `PartySettings`.
+    """
     stop = loops.stop_on_signals()
-    party = Party(settings)
-    party.server.start()
-    log.info(
-        "ready",
-        host=settings.host,
-        port=party.server.port,
-        count=party.served,
-        fingerprint=tls.fingerprint(settings.tls.certificate),
-    )
-    return until_stopped(party.server, stop, party.close)
+    party = Party(read(config, PartySettings))
+    party.operation.start(config, party.server, party.take_up, count=len(party.models))
+    status = loops.run({"operation": party.operation.run_once}, LOOK_EVERY_S, stop)
+    party.close()
+    return status

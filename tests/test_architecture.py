@@ -29,6 +29,7 @@ DOORS = {
     "torch": ("secure_infer", "fl_agent"),
     "torchvision": ("secure_infer", "fl_agent"),
     "fastapi": ("dicom_node.web",),
+    "prometheus_client": ("secure_infer.metrics",),
     "alembic": ("dicom_node.core",),
     "numba": ("secure_infer.protocol.kernels",),
     "gdcm": ("dicom_node.pixels",),

@@ -33,6 +33,7 @@ class Event(Enum):
     INSTANCES_TRANSFERRED = ("110104", "DICOM Instances Transferred")
     EXPORT = ("110106", "Export")
     NETWORK_ENTRY = ("110108", "Network Entry")
+    QUERY = ("110112", "Query")
     SECURITY_ALERT = ("110113", "Security Alert")
 
     @property

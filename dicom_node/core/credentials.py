@@ -83,15 +83,12 @@ class Credentials:
         Raises
         ------
         ConfigError
-            A file cannot be used: everything stays as it was, until the files change again.
+            A file cannot be used: everything stays as it was, until one of the files changes again.
         """
         wanted = settings or self._settings
         if wanted != self._settings:
-            watched = Watched(wanted.files)
-            self._load(wanted)
-            self._settings, self._watched = wanted, watched
-            return True
-        if not self._watched.changed():
+            self._settings, self._watched = wanted, Watched(wanted.files)
+        elif not self._watched.changed():
             return False
         self._load(wanted)
         return True

@@ -19,10 +19,19 @@ LONGEST_PAUSE_S = 30.0
 
 def stop_on_signals() -> threading.Event:
     """Return an event that SIGTERM and SIGINT set; call it from the main thread."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
+    return _set_by(signal.SIGTERM, signal.SIGINT)
+
+
+def reload_on_signal() -> threading.Event:
+    """Return an event that SIGHUP sets; call it from the main thread."""
+    return _set_by(signal.SIGHUP)
+
+
+def _set_by(*numbers: signal.Signals) -> threading.Event:
+    event = threading.Event()
+    for number in numbers:
+        signal.signal(number, lambda *_: event.set())
+    return event
 
 
 def run(steps: Mapping[str, Callable[[], bool]], poll_s: float, stop: threading.Event) -> int:

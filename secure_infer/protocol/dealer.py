@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -68,6 +69,20 @@ class Deck:
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    def admit(self, hospitals: frozenset[bytes], parties: frozenset[bytes]) -> None:
+        """Replace the lists of those who may ask; bundles that wait for, or from, anybody else are burned."""
+        with self._lock:
+            self._hospitals, self._parties = hospitals, parties
+            kept = {
+                key: one for key, one in self._waiting.items() if one.hospital in hospitals and one.party in parties
+            }
+            self._waiting = kept
+
+    def waiting(self) -> dict[str, float]:
+        """Count the bundles that wait, by the fingerprint of the hospital."""
+        with self._lock:
+            return dict(Counter(one.hospital.hex() for one in self._waiting.values()))
 
     def handle(self, peer: bytes, message: Message, now: float) -> Message:
         """Answer one message from the holder of the certificate `peer`.

@@ -208,13 +208,3 @@ class Server:
 def _end(one: socket.socket) -> None:
     end_both_ways(one)
     one.close()
-
-
-def until_stopped(server: Server, stop: threading.Event, close: Callable[[], None]) -> int:
-    """Wait for the wish to stop, or for the accepting thread's end, which is a fault: a restart is always safe."""
-    while not stop.wait(1.0):
-        if not server.alive:
-            return Unavailable.exit_status
-    close()
-    log.info("stopped")
-    return 0

@@ -35,69 +35,88 @@ LARGE = 1 << 20
 
 
 class Roles:
-    """The folder, certificates, models and processes of one test."""
+    """The folder, certificates, models and processes of one test.
 
-    def __init__(self, folder: Path, **party_settings: Any) -> None:
+    `party_settings` and `dealer_settings` may be changed: `write` puts them where the services look for them.
+    """
+
+    def __init__(self, folder: Path, hospitals: tuple[str, ...] = HOSPITALS, **party_settings: Any) -> None:
         self.folder = folder
         self.authority = Authority(folder / "pki")
-        names = (*HOSPITALS, "party", "dealer", "stranger")
-        self.tls: dict[str, TlsSettings] = {name: self.authority.issue(name) for name in names}
+        crl = self.authority.revoke()
+        self.tls: dict[str, TlsSettings] = {
+            name: self.authority.issue(name) for name in (*hospitals, "party", "dealer", "stranger")
+        }
+        for name in ("party", "dealer"):
+            self.tls[name] = self.tls[name].model_copy(update={"crl": crl})
         self.models = folder / "models"
         self.cards = {
             "map": publish(self.models, MAP, version="map", scale=0.05),
             "pooled": publish(self.models, POOLED, version="pooled", scale=0.05),
         }
-        allowed = tuple(self.fingerprint(name) for name in HOSPITALS)
-        self._write(
-            "dealer",
-            dealer.DealerSettings(
-                port=0,
-                tls=self.tls["dealer"],
-                hospitals=allowed,
-                parties=(self.fingerprint("party"),),
-                master_key=folder / "dealer" / "master.key",
-                timeout_s=2.0,
-            ),
-        )
-        self._party_settings = {"hospitals": allowed, "timeout_s": 2.0, **party_settings}
+        allowed = tuple(self.fingerprint(name) for name in hospitals)
+        self.dealer_port = self.party_port = 0
+        self.dealer_settings: dict[str, Any] = {
+            "hospitals": allowed, "parties": (self.fingerprint("party"),), "timeout_s": 2.0, "metrics_port": 0,
+        }  # fmt: skip
+        rate = {"queries_per_minute": 1e5, "burst": 10**5}
+        self.party_settings = {"hospitals": allowed, "timeout_s": 2.0, "metrics_port": 0, **rate, **party_settings}
         self.dealer = self._service("dealer")
         self.party = self._service("party")
 
     def fingerprint(self, name: str) -> str:
         return tls.fingerprint(self.tls[name].certificate)
 
-    def _write(self, role: str, settings: Any) -> None:
-        (self.folder / f"{role}.json").write_text(settings.model_dump_json())
+    def write(self, role: str) -> None:
+        """Write the settings file of a service; a running one takes up what it can."""
+        made: Any
+        if role == "dealer":
+            key = self.folder / "dealer" / "master.key"
+            made = dealer.DealerSettings(
+                port=self.dealer_port, tls=self.tls["dealer"], master_key=key, **self.dealer_settings
+            )
+        else:
+            made = party.PartySettings(
+                port=self.party_port,
+                tls=self.tls["party"],
+                dealer=self.endpoint("dealer"),
+                models=self.models,
+                state_dir=self.folder / "party",
+                trusted_publishers=(PUBLISHER_HEX,),
+                **self.party_settings,
+            )
+        self.put(role, toml(made.model_dump(mode="json")))
+
+    def put(self, role: str, text: str) -> None:
+        """Replace a settings file in one step: a service that looks meanwhile sees no half of it."""
+        whole = self.folder / f"{role}.toml.new"
+        whole.write_text(text)
+        whole.replace(self.settings_file(role))
+
+    def settings_file(self, role: str) -> Path:
+        return self.folder / f"{role}.toml"
+
+    def trail(self, role: str) -> Path:
+        """The audit trail of a service."""
+        return self.folder / role / "audit.sqlite3"
 
     def _service(self, role: str, environment: dict[str, str] | None = None) -> Service:
-        command = [sys.executable, "-m", "tests.system.roles", role, str(self.folder / f"{role}.json")]
+        command = [sys.executable, "-m", "tests.system.roles", role, str(self.settings_file(role))]
         return Service(role, command, self.folder, environment)
 
     def start_dealer(self, failpoint: str = "") -> None:
+        self.write("dealer")
         self.dealer.stop()  # also collects one that a fail point has killed
         self.dealer = self._service("dealer", {"VEILRAY_FAILPOINT": failpoint})
         self.dealer.start()
-        settings = json.loads((self.folder / "dealer.json").read_text())
-        settings["port"] = self.dealer.wait_ready()["port"]  # a restart comes back to the same port
-        (self.folder / "dealer.json").write_text(json.dumps(settings))
-        self.dealer_port = settings["port"]
+        self.dealer_port = self.dealer.wait_ready()["port"]  # a restart comes back to the same port
 
     def start_party(self, failpoint: str = "") -> None:
-        port = getattr(self, "party_port", 0)
-        settings = party.PartySettings(
-            port=port,
-            tls=self.tls["party"],
-            dealer=self.endpoint("dealer"),
-            models=self.models,
-            state_dir=self.folder / "party",
-            trusted_publishers=(PUBLISHER_HEX,),
-            **self._party_settings,
-        )
-        self._write("party", settings)
+        self.write("party")
         self.party.stop()
         self.party = self._service("party", {"VEILRAY_FAILPOINT": failpoint})
         self.party.start()
-        self.party_port: int = self.party.wait_ready()["port"]
+        self.party_port = self.party.wait_ready()["port"]
 
     def start(self) -> None:
         self.start_dealer()
@@ -125,6 +144,17 @@ class Roles:
 
     def weights(self, version: str = "map") -> dict[str, np.ndarray]:
         return ModelStore(self.models, [PUBLISHER_HEX]).weights(version)
+
+
+def toml(values: dict[str, Any]) -> str:
+    """Write settings as a service reads them: JSON's scalars and lists are TOML's, too."""
+    tables = {name: value for name, value in values.items() if isinstance(value, dict)}
+    lines = [
+        f"{json.dumps(name)} = {json.dumps(value)}"
+        for name, value in values.items()
+        if name not in tables and value is not None
+    ]
+    return "\n".join([*lines, *(f"[{name}]\n{toml(value)}" for name, value in tables.items())])
 
 
 def features(seed: int = 0, made: Program = MAP) -> np.ndarray:
@@ -161,13 +191,10 @@ def bundle_for(roles: Roles, who: str = "hospital") -> tuple[bytes, bytes]:
 
 
 def main(role: str, file: str) -> int:
-    text = Path(file).read_text()
     logs.configure(role)
-    if role == "dealer":
-        return dealer.serve(dealer.DealerSettings.model_validate_json(text))
-    if role == "party":
-        return party.serve(party.PartySettings.model_validate_json(text))
-    given = json.loads(text)
+    if role in ("dealer", "party"):
+        return (dealer if role == "dealer" else party).serve(Path(file))
+    given = json.loads(Path(file).read_text())
     card = ModelCard.model_validate_json(Path(given["card"]).read_bytes())
     settings = InferenceSettings.model_validate(given["inference"])
     engine = DealtEngine(card, settings, Path(given["state_dir"]))

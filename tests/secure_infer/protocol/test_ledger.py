@@ -5,12 +5,16 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dicom_node.core.errors import ProtocolError, Unavailable
-from secure_infer.protocol.ledger import SpentLedger
+from secure_infer.protocol.ledger import Allowance, SpentLedger
 
 ONE, TWO, PEER, OTHER = b"1" * 16, b"2" * 16, b"p" * 32, b"o" * 32
 
@@ -71,13 +75,65 @@ def test_of_many_who_spend_one_bundle_at_once_one_succeeds(tmp_path):
 
 def test_a_quota_counts_the_last_24_hours_of_one_certificate(tmp_path):
     ledger = SpentLedger(tmp_path / "spent.sqlite3")
+    three = Allowance(daily=3, per_minute=60, burst=3)
     for number in range(3):
-        ledger.spend(bytes([number]) * 16, PEER, 1000.0, quota=3)
+        assert ledger.left(PEER, 1000.0, three) == 3 - number
+        ledger.spend(bytes([number]) * 16, PEER, 1000.0, three)
     with pytest.raises(Unavailable) as caught:
-        ledger.spend(ONE, PEER, 1000.0 + 86399, quota=3)
+        ledger.spend(ONE, PEER, 1000.0 + 86399, three)
     assert caught.value.code == "quota-exhausted"
-    ledger.spend(TWO, OTHER, 1000.0, quota=3)
-    ledger.spend(ONE, PEER, 1000.0 + 86400, quota=3)
+    assert (ledger.left(PEER, 1000.0, three), ledger.left(OTHER, 1000.0, three)) == (0, 3)
+    ledger.spend(TWO, OTHER, 1000.0, three)
+    ledger.spend(ONE, PEER, 1000.0 + 86400, three)
+    ledger.close()
+
+
+class Bucket:
+    """The slow obvious way: tokens that are counted and filled."""
+
+    def __init__(self, allowance: Allowance) -> None:
+        self._allowance, self._tokens, self._at = allowance, float(allowance.burst), 0.0
+
+    def take(self, now: float) -> bool:
+        filled = self._tokens + (now - self._at) / self._allowance.interval_s
+        self._tokens, self._at = min(filled, self._allowance.burst), now
+        if self._tokens < 1 - 1e-6:
+            return False
+        self._tokens -= 1
+        return True
+
+
+@settings(max_examples=30, deadline=None, database=None)
+@given(
+    st.lists(st.integers(0, 300).map(lambda tenths: tenths / 10), min_size=1, max_size=40),
+    st.sampled_from([4.0, 60.0, 90.0]),
+    st.integers(1, 5),
+)
+def test_a_rate_is_a_token_bucket_that_survives_restarts(pauses, per_minute, burst):
+    allowance = Allowance(daily=10**6, per_minute=per_minute, burst=burst)
+    reference, now = Bucket(allowance), 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        for number, pause in enumerate(pauses):
+            now += pause
+            ledger = SpentLedger(Path(folder) / "spent.sqlite3")
+            if reference.take(now):
+                ledger.spend(number.to_bytes(16, "big"), PEER, now, allowance)
+            else:
+                with pytest.raises(Unavailable) as caught:
+                    ledger.spend(number.to_bytes(16, "big"), PEER, now, allowance)
+                assert caught.value.code == "rate-limited"
+            ledger.close()
+
+
+def test_one_certificates_haste_does_not_slow_another_and_a_clock_set_back_locks_nobody_out(tmp_path):
+    ledger = SpentLedger(tmp_path / "spent.sqlite3")
+    two = Allowance(daily=100, per_minute=60, burst=2)
+    for number in range(2):
+        ledger.spend(bytes([number]) * 16, PEER, 90_000.0, two)
+    with pytest.raises(Unavailable):
+        ledger.spend(b"3" * 16, PEER, 90_000.5, two)
+    ledger.spend(b"4" * 16, OTHER, 90_000.5, two)
+    ledger.spend(b"3" * 16, PEER, 80_000.0, two)  # what was refused was not marked
     ledger.close()
 
 
