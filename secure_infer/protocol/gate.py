@@ -49,7 +49,7 @@ Bits = NDArray[np.uint32]
 
 
 @cache
-def _tables(digits: int) -> tuple[kernels.Array, kernels.Array]:
+def _tables(digits: int) -> tuple[kernels.Array, kernels.Array, kernels.Array]:
     return kernels.selections(digits)
 
 
@@ -156,7 +156,10 @@ class ReluGate(_Gate):
         block = self.tables(number, bundle)
         to = self.view(block)
         bits = bits.reshape(self.comparisons, self.size)
-        kernels.deal(mask, bits, to.hot, to.joins, to.products, to.words, to.wraps, self.ring.bits, self.shift)
+        _, less, subsets = _tables(self.digits)
+        kernels.deal(
+            mask, bits, to.hot, to.joins, to.products, to.words, to.wraps, subsets, less, self.ring.bits, self.shift
+        )
         return block
 
     def compare(self, opened: Words, tables: Tables) -> tuple[Bits, Bytes]:
@@ -171,9 +174,10 @@ class ReluGate(_Gate):
     def sign(self, opened: Words, tables: Tables, bits: Bits, highest: Bytes, party: int) -> Bytes:
         """Compute a party's share of the masked signs, a bit for each comparison, from the opened bits."""
         signs = np.empty(self.size, np.uint8)
+        equal, less, _ = _tables(self.digits)
         kernels.sign(
-            opened, self.ceiling << self.shift, tables.joins, tables.products, bits, highest, *_tables(self.digits),
-            self.digits, self.ring.bits, party, signs,
+            opened, self.ceiling << self.shift, tables.joins, tables.products, bits, highest, equal, less, self.digits,
+            self.ring.bits, party, signs,
         )  # fmt: skip
         return signs
 

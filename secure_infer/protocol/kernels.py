@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 DIGIT: Final = 6
 #: With six digits, all products of masks fit one word and leave two bits for the rest.
 MOST_DIGITS: Final = 6
+#: Values that stay in the nearest cache while a loop comes back to them.
+BLOCK: Final = 512
 
 Array = NDArray[Any]
 _Loop = TypeVar("_Loop", bound=Callable[..., Any])
 _U = np.uint64
-_0, _1, _63 = _U(0), _U(1), _U(63)
+_0, _1, _31, _63 = _U(0), _U(1), _U(31), _U(63)
 
 
 def _compiled(function: _Loop) -> _Loop:
@@ -28,15 +30,20 @@ def _compiled(function: _Loop) -> _Loop:
         return cast(_Loop, numba.njit(nogil=True)(function))
 
 
-def selections(digits: int) -> tuple[Array, Array]:
+def selections(digits: int) -> tuple[Array, Array, Array]:
     """Tables that join the digits: by opened equalities, and by opened comparisons, which bits of a word count.
+
+    A third one gives, by masks of equalities, the products of all sets of these masks: bit S is that of set S.
 
     Block k of a word, 2^(k+1) bits from bit 2^(k+1) - 2, is indexed by sets S of masks of the first k+1 equalities. The
     product of (opened xor mask) over these equalities is the sum over S of the product of the masks in S where all
     opened bits outside S are 1. Bits 62 and 63 always count.
     """
-    equal, less = np.zeros(32, np.uint64), np.zeros(32, np.uint64)
+    equal, less, subsets = np.zeros(32, np.uint64), np.zeros(32, np.uint64), np.zeros(32, np.uint64)
     for word in range(32):
+        for chosen in range(1 << (digits - 1)):
+            if chosen & word == chosen:
+                subsets[word] |= _1 << _U(chosen)
         for k in range(digits - 1):
             full, start = (1 << (k + 1)) - 1, (1 << (k + 1)) - 2
             for chosen in range(full + 1):
@@ -45,20 +52,32 @@ def selections(digits: int) -> tuple[Array, Array]:
             if word >> k & 1:
                 less[word] |= _U((1 << (full + 1)) - 1) << _U(start)
         equal[word] |= _U(3 << 62)
-    return equal, less
+    return equal, less, subsets
 
 
 @_compiled
 def _parity(word: Any) -> Any:
-    for step in (32, 16, 8, 4, 2, 1):
-        word ^= word >> _U(step)
-    return word & _1
+    """Count the set bits by halves (Warren, Hacker's Delight, 5-1), which compilers turn into one instruction."""
+    word = word - ((word >> _1) & _U(0x5555555555555555))
+    word = (word & _U(0x3333333333333333)) + ((word >> _U(2)) & _U(0x3333333333333333))
+    word = (word + (word >> _U(4))) & _U(0x0F0F0F0F0F0F0F0F)
+    return ((word * _U(0x0101010101010101)) >> _U(56)) & _1
+
+
+@_compiled
+def _spread(product: Any) -> Any:
+    """Repeat the first 2, 4, 8, 16 and 32 bits, where the blocks of a word stand; see `selections`."""
+    found = _0
+    for k in range(5):
+        size = 1 << (k + 1)
+        found |= (product & ((_1 << _U(size)) - _1)) << _U(size - 2)
+    return found
 
 
 @_compiled
 def deal(
-    masks: Array, bits: Array, hot: Array, joins: Array, products: Array, words: Array, wraps: Array, width: int,
-    shift: int,
+    masks: Array, bits: Array, hot: Array, joins: Array, products: Array, words: Array, wraps: Array, subsets: Array,
+    less: Array, width: int, shift: int,
 ) -> None:  # fmt: skip
     """Turn party 0's shares of a gate's tables into party 1's, in place.
 
@@ -76,39 +95,38 @@ def deal(
         R >> shift, the mask of all signs together, the product of these, the mask of the second sign; additive shares.
     wraps : ndarray of uint32, shape (2, n)
         The highest bit of R, its product with the mask of all signs; additive shares.
+    subsets, less : ndarray of uint64, shape (32,)
+        From `selections`.
     """
     digits = hot.shape[0]
     low = width - 2 - 6 * digits
     for which in range(joins.shape[0]):
         for i in range(masks.size):
             b = _U(bits[which, i])
-            product = _0
-            for chosen in range(1 << (digits - 1)):
-                if (_U(chosen) & b) == _U(chosen):
-                    product |= _1 << _U(chosen)
-            join = (((_U(masks[i]) >> _U(width - 2)) & _1) << _U(62)) | (((b >> _U(10)) & _1) << _63)
-            for k in range(digits - 1):
-                if (b >> _U(5 + k)) & _1:
-                    size = 1 << (k + 1)
-                    join |= (product & ((_1 << _U(size)) - _1)) << _U(size - 2)
-            joins[which, i] ^= join
+            product = subsets[b & _31]
+            chosen = _spread(product) & less[(b >> _U(5)) & _31]
+            joins[which, i] ^= chosen | ((_U(masks[i]) >> _U(width - 2)) & _1) << _U(62) | ((b >> _U(10)) & _1) << _63
             products[which, i] ^= product
-    for i in range(masks.size):
-        r = _U(masks[i])
+    for first in range(0, masks.size, BLOCK):
+        last = min(masks.size, first + BLOCK)
         for j in range(digits):
-            hot[j, i] ^= _1 << ((r >> _U(low + 6 * (digits - 1 - j))) & _63)
-        rho = (_U(bits[0, i]) >> _U(10)) & _1
-        if words.shape[0] > 3:
-            second = (_U(bits[1, i]) >> _U(10)) & _1
-            words[3, i] = second - words[3, i]
-            rho ^= second
-        top = r >> _U(shift)
-        wrap = (r >> _U(width - 1)) & _1
-        words[0, i] = top - words[0, i]
-        words[1, i] = rho - words[1, i]
-        words[2, i] = rho * top - words[2, i]
-        wraps[0, i] = wrap - wraps[0, i]
-        wraps[1, i] = rho * wrap - wraps[1, i]
+            line, place = hot[j], _U(low + 6 * (digits - 1 - j))
+            for i in range(first, last):
+                line[i] ^= _1 << ((_U(masks[i]) >> place) & _63)
+        for i in range(first, last):
+            r = _U(masks[i])
+            rho = (_U(bits[0, i]) >> _U(10)) & _1
+            if words.shape[0] > 3:
+                second = (_U(bits[1, i]) >> _U(10)) & _1
+                words[3, i] = second - words[3, i]
+                rho ^= second
+            top = r >> _U(shift)
+            wrap = (r >> _U(width - 1)) & _1
+            words[0, i] = top - words[0, i]
+            words[1, i] = rho - words[1, i]
+            words[2, i] = rho * top - words[2, i]
+            wraps[0, i] = wrap - wraps[0, i]
+            wraps[1, i] = rho * wrap - wraps[1, i]
 
 
 @_compiled
@@ -121,22 +139,37 @@ def compare(
     """
     digits = hot.shape[0]
     low = width - 2 - 6 * digits
+    values, found = np.empty(BLOCK, np.uint64), np.empty(BLOCK, np.uint64)
     for which in range(joins.shape[0]):
-        start = 2 * (digits - 1) * which
-        for i in range(opened.size):
-            m = _U(opened[i]) - _U(which) * _U(bound)
-            found = _0
+        start = _U(2 * (digits - 1) * which)
+        offset = _U(which) * _U(bound)
+        for first in range(0, opened.size, BLOCK):
+            # Digit by digit over a block: each of these loops runs on whole vector registers.
+            count = min(BLOCK, opened.size - first)
+            given = opened[first : first + count]
+            join, product = joins[which, first : first + count], products[which, first : first + count]
+            for i in range(count):
+                values[i] = _U(given[i]) - offset
+                found[i] = _0
             for j in range(digits):
-                value = (m >> _U(low + 6 * (digits - 1 - j))) & _63
-                above = hot[j, i] >> value
+                line, place = hot[j, first : first + count], _U(low + 6 * (digits - 1 - j))
                 if j + 1 < digits:
-                    found ^= ((above & _1) ^ ((_U(products[which, i]) >> _U(1 << j)) & _1)) << _U(j)
-                less = _parity(above >> _1)
+                    mask, to = _U(1 << j), _U(j)
+                    for i in range(count):
+                        above = line[i] >> ((values[i] >> place) & _63)
+                        found[i] ^= ((above ^ (_U(product[i]) >> mask)) & _1) << to
                 if j == 0:
-                    highest[which, i] = less
+                    top = highest[which, first : first + count]
+                    for i in range(count):
+                        top[i] = _parity(line[i] >> ((values[i] >> place) & _63) >> _1)
                 else:
-                    found ^= (less ^ ((joins[which, i] >> _U((1 << j) - 2)) & _1)) << _U(digits - 2 + j)
-            masked[i] = (masked[i] if which else _0) | (found << _U(start))
+                    mask, to = _U((1 << j) - 2), _U(digits - 2 + j)
+                    for i in range(count):
+                        less = _parity(line[i] >> ((values[i] >> place) & _63) >> _1)
+                        found[i] ^= ((less ^ (join[i] >> mask)) & _1) << to
+            to_all = masked[first : first + count]
+            for i in range(count):
+                to_all[i] = (_U(to_all[i]) if which else _0) | (found[i] << start)
 
 
 @_compiled
@@ -150,11 +183,7 @@ def sign(
         start = 2 * (digits - 1) * which
         for i in range(opened.size):
             word = _U(bits[i]) >> _U(start)
-            product = _U(products[which, i])
-            spread = _0
-            for k in range(5):
-                size = 1 << (k + 1)
-                spread |= (product & ((_1 << _U(size)) - _1)) << _U(size - 2)
+            spread = _spread(_U(products[which, i]))
             chosen = equal[word & each] & (joins[which, i] ^ (spread & less[(word >> _U(digits - 1)) & each]))
             found = _parity(chosen) ^ _U(highest[which, i])
             if party == 0:
@@ -275,27 +304,49 @@ def unroll(values: Array, kernel: Any, stride: Any, padding: Any, columns: Array
 
 
 @_compiled
+def _four(line: Any, k: int, last: int) -> Any:
+    """Take four weights from the k-th on, zeros from the `last` on."""
+    zero = line[k] & _0
+    return (
+        _U(line[k]),
+        _U(line[k + 1] if k + 1 < last else zero),
+        _U(line[k + 2] if k + 2 < last else zero),
+        _U(line[k + 3] if k + 3 < last else zero),
+    )
+
+
+@_compiled
 def multiply(left: Array, right: Array, result: Array) -> None:
-    """Add left @ right to result, in blocks that stay in the cache and lines that fill vector registers."""
+    """Add left @ right to result, in blocks that stay in the cache and lines that fill vector registers.
+
+    Four lines of `right` at a time enter four lines of the result: what is loaded once makes four products.
+    """
     out, inner = left.shape
     across = right.shape[1]
-    for start in range(0, across, 512):
-        end = min(across, start + 512)
+    whole = out - out % 4
+    for start in range(0, across, BLOCK):
+        end = min(across, start + BLOCK)
         for first in range(0, inner, 64):
             last = min(inner, first + 64)
-            for block in range(0, out - 3, 4):
+            for block in range(0, whole, 4):
                 a, b = result[block, start:end], result[block + 1, start:end]
                 c, d = result[block + 2, start:end], result[block + 3, start:end]
-                for k in range(first, last):
-                    p, q, r, s = left[block, k], left[block + 1, k], left[block + 2, k], left[block + 3, k]
-                    line = right[k, start:end]
+                for k in range(first, last, 4):
+                    p, q = _four(left[block], k, last), _four(left[block + 1], k, last)
+                    r, s = _four(left[block + 2], k, last), _four(left[block + 3], k, last)
+                    e, f = right[k, start:end], right[min(k + 1, last - 1), start:end]
+                    g, h = right[min(k + 2, last - 1), start:end], right[min(k + 3, last - 1), start:end]
                     for x in range(end - start):
-                        value = line[x]
-                        a[x] += p * value
-                        b[x] += q * value
-                        c[x] += r * value
-                        d[x] += s * value
-            for one in range(out - out % 4, out):
-                for k in range(first, last):
-                    for x in range(start, end):
-                        result[one, x] += left[one, k] * right[k, x]
+                        t, u, v, w = _U(e[x]), _U(f[x]), _U(g[x]), _U(h[x])
+                        a[x] += p[0] * t + p[1] * u + p[2] * v + p[3] * w
+                        b[x] += q[0] * t + q[1] * u + q[2] * v + q[3] * w
+                        c[x] += r[0] * t + r[1] * u + r[2] * v + r[3] * w
+                        d[x] += s[0] * t + s[1] * u + s[2] * v + s[3] * w
+            for one in range(whole, out):
+                a = result[one, start:end]
+                for k in range(first, last, 4):
+                    p = _four(left[one], k, last)
+                    e, f = right[k, start:end], right[min(k + 1, last - 1), start:end]
+                    g, h = right[min(k + 2, last - 1), start:end], right[min(k + 3, last - 1), start:end]
+                    for x in range(end - start):
+                        a[x] += p[0] * _U(e[x]) + p[1] * _U(f[x]) + p[2] * _U(g[x]) + p[3] * _U(h[x])
