@@ -23,18 +23,16 @@ from secure_infer.card import (
     Calibration,
     Data,
     Figure,
-    LinearLayer,
     Mechanism,
     ModelCard,
     OperatingPoint,
     Preprocessing,
     Privacy,
-    Program,
     SplitCount,
     TrunkCard,
 )
-from secure_infer.models import ModelStore, Weights, encode_weights
-from secure_infer.network import FEATURE_BOUND, POSITIONS, TRUNK_NAME, TRUNK_SHA256, Trunk
+from secure_infer.models import INPUT, ConvolutionLayer, ModelStore, Program, Weights, encode_weights
+from secure_infer.network import FEATURE_BOUND, GRID, TRUNK_NAME, TRUNK_SHA256, Trunk
 
 from . import texts
 from .figures import bootstrap, pneumonia_metrics
@@ -270,7 +268,8 @@ def produce(order: Order, store: ModelStore, key: Ed25519PrivateKey, progress: P
     trained = Trained(weights, scale, offsets, share, (*spent, *more))
     seen = trained.probabilities(features(test, VIEWS[:1], "test features")[:, 0])
     figures = _figures(seen, test)
-    encoded = encode_weights(weights)
+    # As a 1 x 1 convolution holds it.
+    encoded = encode_weights(weights | {"head.weight": weights["head.weight"][..., None, None]})
     splits = {"train": train, "validation": validation, "test": test}
     card = _card(order, trunk, trained, splits, figures, hashlib.sha256(encoded).hexdigest())
     store.publish(card, encoded, key)
@@ -310,10 +309,13 @@ def _card(
         trunk=TrunkCard(name=TRUNK_NAME, sha256=TRUNK_SHA256, taps=trunk.taps, source=texts.TRUNK_SOURCE),
         suffix=Program(
             ring_bits=64,
+            input_shape=(trunk.channels, GRID, GRID),
             fraction_bits=20,
+            weight_fraction_bits=20,
             input_bound=FEATURE_BOUND,
             output_bound=2.0**20,
-            layers=(LinearLayer(name="head", in_features=trunk.channels, out_features=3, columns=POSITIONS),),
+            output="head",
+            layers=(ConvolutionLayer(name="head", source=INPUT, out_channels=3, kernel=(1, 1)),),
         ),
         weights_sha256=digest,
         calibration=Calibration(scale=trained.scale, offsets=trained.offsets, method=texts.CALIBRATION),

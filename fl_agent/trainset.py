@@ -156,7 +156,7 @@ def pooled_features(
         with Image.open(path) as picture:
             seen = from_picture(np.asarray(picture.convert("L")))
         for place, view in enumerate(views):
-            pooled[number, place] = trunk.features(seen[:, ::-1] if view == "mirrored" else seen).mean(0)
+            pooled[number, place] = trunk.features(seen[:, ::-1] if view == "mirrored" else seen).mean((1, 2))
         done(number + 1, len(films.files))
     cache.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(".part")

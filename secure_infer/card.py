@@ -17,7 +17,7 @@ from scipy.special import logsumexp
 
 from dicom_node.core.settings import Population
 
-from .program import NetworkProgram, Part
+from .program import Part, Program
 
 Classes = tuple[Literal["normal"], Literal["bacterial"], Literal["viral"]]
 CLASSES: Classes = ("normal", "bacterial", "viral")
@@ -34,36 +34,6 @@ class TrunkCard(Part):
     sha256: Sha256 = Field(description="SHA-256 of the public checkpoint file")
     taps: tuple[str, ...] = Field(min_length=1, description="stages whose outputs are the features, in order")
     source: str = Field(description="where the checkpoint comes from and its licence")
-
-
-class LinearLayer(Part):
-    """A private matrix applied to each of several columns."""
-
-    kind: Literal["linear"] = Field(default="linear", description="what is computed: weight · column + bias")
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="prefix of its tensors <name>.weight and <name>.bias")
-    in_features: int = Field(ge=1, description="length of a column of the input")
-    out_features: int = Field(ge=1, description="length of a column of the output")
-    columns: int = Field(ge=1, description="columns (positions of the feature map)")
-
-
-class Program(Part):
-    """A private head: a chain of matrices, exact to the last bit; public shapes and scales alone."""
-
-    ring_bits: Literal[32, 64] = Field(description="bits of the ring of the secret shares")
-    fraction_bits: int = Field(ge=1, le=30, description="fractional bits of inputs and of weights")
-    input_bound: float = Field(gt=0, description="largest absolute value that may enter, held by the public part")
-    output_bound: float = Field(gt=0, description="largest absolute value that may leave, given the weights")
-    layers: tuple[LinearLayer, ...] = Field(min_length=1, description="private layers in running order")
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        # A product carries twice the fraction; one bit more for the sign and one for rounding.
-        if self.output_bound * 4.0 >= 2.0 ** (self.ring_bits - 2 * self.fraction_bits):
-            raise ValueError("the output bound does not fit the ring: results would wrap silently")
-        for before, after in zip(self.layers, self.layers[1:], strict=False):
-            if before.out_features != after.in_features or before.columns != after.columns:
-                raise ValueError(f"layer {after.name} does not fit what layer {before.name} gives")
-        return self
 
 
 class Preprocessing(Part):
@@ -165,7 +135,7 @@ class ModelCard(Part):
     population: Population = Field(description="whom the model was made for; enforced by the node")
     preprocessing: Preprocessing = Field(description="from image to the trunk's input")
     trunk: TrunkCard = Field(description="public part")
-    suffix: Program | NetworkProgram = Field(description="private part: its shapes alone")
+    suffix: Program = Field(description="private part: its shapes alone")
     weights_sha256: Sha256 = Field(description="SHA-256 of weights.safetensors, which only the owner holds")
     calibration: Calibration = Field(description="from logits to probabilities")
     operating_point: OperatingPoint = Field(description="from probabilities to an answer")
@@ -203,6 +173,9 @@ class ModelCard(Part):
         return odds
 
     def canonical(self) -> bytes:
-        """Write the card as the bytes that are hashed and signed: sorted JSON, two spaces, one final line feed."""
-        content = self.model_dump(mode="json")
+        """Write the card as the bytes that are hashed and signed: sorted JSON, two spaces, one final line feed.
+
+        What a card leaves out is not written, so cards that were signed before a field existed stay valid.
+        """
+        content = self.model_dump(mode="json", exclude_none=True)
         return (json.dumps(content, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

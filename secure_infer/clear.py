@@ -1,4 +1,4 @@
-"""Whole networks in the clear: the floating-point reference of what `dealt` computes under encryption."""
+"""The plaintext engine: the floating-point reference of what the encrypted engines compute."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from .engine import Inference, columns_of, inference_of
+from .engine import Inference, inference_of, input_of
 from .program import (
     INPUT,
     AdditionLayer,
@@ -17,7 +17,7 @@ from .program import (
     DenseLayer,
     FlattenLayer,
     GuardLayer,
-    NetworkProgram,
+    Program,
     ReluLayer,
     SliceLayer,
     SumPoolLayer,
@@ -28,7 +28,7 @@ from .program import (
 Tensors = Mapping[str, NDArray[np.float64]]
 
 
-def evaluate(program: NetworkProgram, weights: Tensors, image: NDArray[np.float64]) -> dict[str, torch.Tensor]:
+def evaluate(program: Program, weights: Tensors, image: NDArray[np.float64]) -> dict[str, torch.Tensor]:
     """Evaluate every layer in float64.
 
     Parameters
@@ -74,20 +74,28 @@ def evaluate(program: NetworkProgram, weights: Tensors, image: NDArray[np.float6
     return found
 
 
-class ClearNetworkEngine:
-    """Evaluates a network in the clear, only where the weights are; see `secure_infer.engine.Engine`."""
+class PlaintextEngine:
+    """Evaluates a program in the clear, only where the weights are; see `secure_infer.engine.Engine`.
+
+    Parameters
+    ----------
+    program : Program
+        The card's private part.
+    weights : mapping of ndarray
+        Its tensors, from `ModelStore.weights`.
+    """
 
     name = "plaintext"
 
-    def __init__(self, program: NetworkProgram, weights: Tensors) -> None:
+    def __init__(self, program: Program, weights: Tensors) -> None:
         self._program = program
         self._weights = weights
 
     def infer(self, features: NDArray[np.float64]) -> Inference:
-        """Evaluate one input of the program's shape; see `Engine.infer`."""
-        found = evaluate(self._program, self._weights, columns_of(self._program, features))
+        """Evaluate the features of one image; see `Engine.infer`."""
+        found = evaluate(self._program, self._weights, input_of(self._program, features))
         outputs: NDArray[np.float64] = found[self._program.output].numpy()
-        return inference_of(self._program, outputs[0])
+        return inference_of(outputs[0])
 
     def close(self) -> None:
         """Do nothing: this engine holds nothing."""

@@ -29,8 +29,8 @@ from .program import (
     DenseLayer,
     FlattenLayer,
     GuardLayer,
-    NetworkLayer,
-    NetworkProgram,
+    Layer,
+    Program,
     ReluLayer,
     SumPoolLayer,
     shape_after,
@@ -47,7 +47,7 @@ MARGIN = 8.0
 class Compiled:
     """A network as `ModelCard` and `ModelStore` take it."""
 
-    program: NetworkProgram
+    program: Program
     weights: dict[str, NDArray[np.float64]]
 
 
@@ -57,12 +57,12 @@ class _Builder:
 
     shift: int
     shapes: dict[str, tuple[int, int, int]]
-    layers: list[NetworkLayer] = field(default_factory=list)
+    layers: list[Layer] = field(default_factory=list)
     weights: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     gains: dict[str, float] = field(default_factory=lambda: {INPUT: 1.0})
     wide: dict[str, bool] = field(default_factory=lambda: {INPUT: False})
 
-    def add(self, layer: NetworkLayer, *, gain: float, wide: bool) -> str:
+    def add(self, layer: Layer, *, gain: float, wide: bool) -> str:
         try:
             shape = shape_after(layer, [self.shapes[one] for one in sources(layer)])
         except ValueError as error:
@@ -190,7 +190,7 @@ def compile_network(network: nn.Module, calibration: NDArray[np.float64], ring_b
     if builder.gains[output] != 1.0:
         raise ConfigError("the network must end in weights", code="unsupported-module")
     bound = MARGIN * float(np.abs(calibration).max())
-    program = NetworkProgram(
+    program = Program(
         ring_bits=64 if ring_bits == 64 else 32,
         input_shape=builder.shapes[INPUT],
         fraction_bits=fraction_bits,
@@ -240,4 +240,4 @@ def _guarded(compiled: Compiled, calibration: NDArray[np.float64]) -> Compiled:
         guard = GuardLayer(name="guarded_sums", sources=tuple(gates), limits=limits)
         gate = ReluLayer(name="guard", source=guard.name, shift=program.weight_fraction_bits)
         changes |= {"layers": (*program.layers, guard, gate), "guard": gate.name}
-    return Compiled(NetworkProgram.model_validate(program.model_dump() | changes), compiled.weights)
+    return Compiled(Program.model_validate(program.model_dump() | changes), compiled.weights)

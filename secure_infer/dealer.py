@@ -21,8 +21,7 @@ from .operation import LOOK_EVERY_S, Operated, Operation
 from .protocol import selftest
 from .protocol.channel import Channel
 from .protocol.dealer import Deck
-from .protocol.messages import Bundle, Deal, Fetch, Message
-from .protocol.plan import LARGEST_DEAL
+from .protocol.messages import LARGEST_PROGRAM, Bundle, Deal, Fetch, Message, overhead
 from .protocol.server import Limits, Server
 
 log = logs.get(__name__)
@@ -127,7 +126,7 @@ class Dealer:
     def _converse(self, channel: Channel) -> None:
         asked: Message | None = None
         try:
-            asked = channel.receive(LARGEST_DEAL)
+            asked = channel.receive(overhead(Deal) + LARGEST_PROGRAM)
             for answer in self._deck.answers(bytes.fromhex(channel.peer), asked, self._clock()):
                 if isinstance(answer, Bundle):
                     failpoint.reach("dealer-dealt")

@@ -23,15 +23,12 @@ from dicom_node.core.errors import ConfigError, Unavailable
 from dicom_node.core.settings import InferenceSettings
 
 from .card import ModelCard
-from .engine import Inference, columns_of, inference_of
+from .engine import Inference, inference_of, input_of
 from .protocol import selftest
 from .protocol.channel import Channel
 from .protocol.ledger import SpentLedger
-from .protocol.messages import Bundle, overhead
-from .protocol.network0 import NetworkHospital
-from .protocol.network_plan import NetworkPlan
-from .protocol.party0 import ChainHospital, HospitalSession, Terms
-from .protocol.plan import LARGEST_FAILURE, plan_of
+from .protocol.party0 import HospitalSession, Terms
+from .protocol.plan import Plan
 from .protocol.ring import Words
 from .protocol.session import State
 
@@ -94,10 +91,8 @@ class DealtEngine:
         self._prefetch = settings.prefetch
         self._clock, self._monotonic = clock, monotonic
         self._hospital = bytes.fromhex(tls.fingerprint(settings.tls.certificate))
-        self._plan = plan_of(card.suffix)
-        if isinstance(self._plan, NetworkPlan):
-            selftest.run(self._plan.ring.bits)
-        self._session = NetworkHospital if isinstance(self._plan, NetworkPlan) else ChainHospital
+        self._plan = Plan(card.suffix)
+        selftest.run(self._plan.ring.bits)
         self._ledger = SpentLedger(state_dir / "spent.sqlite3")
         self._terms = Terms(
             self._plan,
@@ -123,25 +118,24 @@ class DealtEngine:
         IntegrityError
             The opened output cannot be the model's (``output-out-of-range``): party 1 or the dealer cheats.
         """
-        columns = columns_of(self._plan.program, features)
+        image = input_of(self._plan.program, features)
         prepared = self._take()
         if prepared is not None:
             try:
-                return self._query(prepared, columns)
+                return self._query(prepared, image)
             except Unavailable as error:
                 if error.code != "connection-closed":
                     raise
                 # Party 1 was restarted since: what was fetched ahead is burned on its side, a fresh bundle is not.
                 log.warning("prefetched-bundle-lost", bundle_id=prepared.session.bundle.hex(), **logs.describe(error))
                 self._drop_all()
-        return self._query(self._prepare(), columns)
+        return self._query(self._prepare(), image)
 
-    def _query(self, prepared: _Prepared, columns: NDArray[np.float64]) -> Inference:
+    def _query(self, prepared: _Prepared, image: NDArray[np.float64]) -> Inference:
         session, channel = prepared.session, prepared.channel
         started = time.perf_counter()
         try:
-            for masked in session.query(columns):
-                channel.send(masked)
+            channel.send(session.query(image))
             while session.state is not State.DONE:
                 answer = session.handle(channel.receive(session.limit))
                 if answer is not None:
@@ -153,20 +147,20 @@ class DealtEngine:
         log.info(
             "query-answered", bundle_id=session.bundle.hex(), duration_s=seconds, bytes=channel.sent + channel.received
         )
-        return inference_of(self._plan.program, session.outputs)
+        return inference_of(session.outputs)
 
     def _prepare(self) -> _Prepared:
         """Do the offline phase of one bundle."""
-        session = self._session(self._terms, os.urandom)
+        session = HospitalSession(self._terms, os.urandom)
         channel: Channel | None = None
         try:
             with Channel.dial(self._dealer, self._context, "the dealer", self._timeout_s) as dealer:
                 dealer.send(session.begin())
-                opening = session.handle(dealer.receive(max(overhead(Bundle), LARGEST_FAILURE)))
+                opening = session.handle(dealer.receive(session.limit))
             assert opening is not None
             channel = Channel.dial(self._party, self._context, "party 1", self._timeout_s)
             channel.send(opening)
-            session.handle(channel.receive(self._plan.largest_ready + LARGEST_FAILURE))
+            session.handle(channel.receive(session.limit))
             for covered in session.covers():
                 channel.send(covered)
         except BaseException:

@@ -1,14 +1,12 @@
-"""The port through which the private part of the network is evaluated, and its reference in the clear.
+"""The port through which the private part of the network is evaluated.
 
-`PlaintextEngine` needs the weights and is what every encrypted engine is compared with. `secure_infer.dealt` holds
-the encrypted one.
+`secure_infer.clear` holds the engine that needs the weights, with which every encrypted one is compared, and
+`secure_infer.dealt` the encrypted one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isqrt
 from typing import Protocol
 
 import numpy as np
@@ -16,8 +14,7 @@ from numpy.typing import NDArray
 
 from dicom_node.core.errors import ConfigError, Refused
 
-from .card import Program
-from .program import NetworkProgram
+from .program import Program
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,7 @@ class Inference:
         Uncalibrated.
     evidence : ndarray of float64, shape (rows, columns, classes), or None
         Logits that each position alone would give, bias included: their mean is `logits`. None where the program
-        evaluates the pooled features alone.
+        ends in one position.
     """
 
     logits: NDArray[np.float64]
@@ -50,8 +47,8 @@ class Engine(Protocol):
 
         Parameters
         ----------
-        features : ndarray of float64, shape (positions, channels)
-            Output of the public part, within the card's `input_bound`; positions row by row.
+        features : ndarray of float64, shape (channels, rows, columns)
+            Output of the public part, or the image where nothing is public; within the card's `input_bound`.
 
         Raises
         ------
@@ -67,16 +64,14 @@ class Engine(Protocol):
         ...
 
 
-def columns_of(program: Program | NetworkProgram, features: NDArray[np.float64]) -> NDArray[np.float64]:
+def input_of(program: Program, features: NDArray[np.float64]) -> NDArray[np.float64]:
     """Check features and arrange them as the program's input.
 
-    A network takes its input as it is.
-
-    A program of one column evaluates the mean over the positions: the model's owner chose not to give away a map.
+    A program of one position takes the mean over all: the model's owner chose not to give away a map.
 
     Returns
     -------
-    ndarray of float64, shape (in_features, columns)
+    ndarray of float64, shape `program.input_shape`
 
     Raises
     ------
@@ -85,75 +80,21 @@ def columns_of(program: Program | NetworkProgram, features: NDArray[np.float64])
     Refused
         See `Engine.infer`.
     """
-    if isinstance(program, NetworkProgram):
-        if features.shape != program.input_shape:
-            raise ConfigError(
-                f"the model's program takes the shape {program.input_shape}, not {features.shape}", code="program-shape"
-            )
-        _require_bound(program.input_bound, features)
-        if program.input_norm is not None and not np.linalg.norm(features) <= program.input_norm:
-            raise Refused("this image is beyond the model's proven range", code="features-out-of-range")
-        return np.ascontiguousarray(features, dtype=np.float64)
-    first = program.layers[0]
-    pooled = first.columns == 1
-    if features.ndim != 2 or features.shape[1] != first.in_features or (not pooled and len(features) != first.columns):
+    channels, *positions = program.input_shape
+    pooled = positions == [1, 1] and features.ndim == 3 and len(features) == channels
+    if features.shape != program.input_shape and not pooled:
         raise ConfigError(
-            f"the model's program takes {first.columns} columns of {first.in_features} features, "
-            f"the public part gave the shape {features.shape}",
-            code="program-shape",
+            f"the model's program takes the shape {program.input_shape}, not {features.shape}", code="program-shape"
         )
-    _require_bound(program.input_bound, features)
-    given = features.mean(axis=0, keepdims=True) if pooled else features
-    return np.ascontiguousarray(given.T, dtype=np.float64)
-
-
-def _require_bound(bound: float, features: NDArray[np.float64]) -> None:
-    if not len(features) or not (np.abs(features) <= bound).all():  # false for NaN, too
+    if not features.size or not (np.abs(features) <= program.input_bound).all():  # false for NaN, too
         raise Refused("a feature of this image is beyond the model's proven range", code="features-out-of-range")
+    if program.input_norm is not None and not np.linalg.norm(features) <= program.input_norm:
+        raise Refused("this image is beyond the model's proven range", code="features-out-of-range")
+    given = features.mean(axis=(1, 2), keepdims=True) if pooled else features
+    return np.ascontiguousarray(given, dtype=np.float64)
 
 
-def inference_of(program: Program | NetworkProgram, outputs: NDArray[np.float64]) -> Inference:
-    """Arrange the program's output (out_features, columns) as an answer.
-
-    Raises
-    ------
-    ConfigError
-        The columns are not those of a square map.
-    """
-    if isinstance(program, NetworkProgram):
-        return Inference(outputs.reshape(-1).copy(), None)
-    classes, columns = outputs.shape
-    if program.layers[-1].columns == 1:
-        return Inference(outputs[:, 0].copy(), None)
-    side = isqrt(columns)
-    if side * side != columns:
-        raise ConfigError(f"{columns} columns do not make a square map of evidence", code="program-shape")
-    return Inference(outputs.mean(axis=1), np.ascontiguousarray(outputs.T).reshape(side, side, classes))
-
-
-class PlaintextEngine:
-    """The reference: float64, in the clear, only where the weights are.
-
-    Parameters
-    ----------
-    program : Program
-        The card's private part.
-    weights : mapping of ndarray
-        Its tensors, from `ModelStore.weights`.
-    """
-
-    name = "plaintext"
-
-    def __init__(self, program: Program, weights: Mapping[str, NDArray[np.float64]]) -> None:
-        self._program = program
-        self._layers = [(weights[f"{one.name}.weight"], weights[f"{one.name}.bias"]) for one in program.layers]
-
-    def infer(self, features: NDArray[np.float64]) -> Inference:
-        """Evaluate the features of one image; see `Engine.infer`."""
-        values = columns_of(self._program, features)
-        for weight, bias in self._layers:
-            values = weight @ values + bias[:, None]
-        return inference_of(self._program, values)
-
-    def close(self) -> None:
-        """Do nothing: this engine holds nothing."""
+def inference_of(outputs: NDArray[np.float64]) -> Inference:
+    """Arrange the program's output, shape (classes, rows, columns), as an answer."""
+    evidence = np.ascontiguousarray(outputs.transpose(1, 2, 0)) if outputs[0].size > 1 else None
+    return Inference(outputs.mean(axis=(1, 2)), evidence)

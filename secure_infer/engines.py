@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dicom_node.core.settings import Settings
 
-from .clear import ClearNetworkEngine
+from .clear import PlaintextEngine
 from .dealt import DealtEngine
-from .engine import Engine, PlaintextEngine
+from .engine import Engine
 from .models import SHIPPED, ModelCard, ModelStore
-from .program import NetworkProgram
 
 
 def site_store(settings: Settings) -> ModelStore:
@@ -41,8 +40,5 @@ def open_engine(settings: Settings, card: ModelCard) -> Engine:
         The plaintext engine is wanted where the weights are not.
     """
     if settings.inference.engine == "plaintext":
-        weights = site_store(settings).weights(card.version)
-        if isinstance(card.suffix, NetworkProgram):
-            return ClearNetworkEngine(card.suffix, weights)
-        return PlaintextEngine(card.suffix, weights)
+        return PlaintextEngine(card.suffix, site_store(settings).weights(card.version))
     return DealtEngine(card, settings.inference, settings.site.state_dir / "bundles")

@@ -35,13 +35,14 @@ from safetensors.numpy import load, save
 from dicom_node.core.errors import ConfigError, IntegrityError
 from dicom_node.durable import sync_folder
 
-from .card import CLASSES, LinearLayer, ModelCard, Program, TrunkCard
-from .program import NetworkProgram, tensor_shapes
+from .card import CLASSES, ModelCard, TrunkCard
+from .program import INPUT, ConvolutionLayer, Program, tensor_shapes
 
 __all__ = [
     "CLASSES",
+    "INPUT",
     "SHIPPED",
-    "LinearLayer",
+    "ConvolutionLayer",
     "ModelCard",
     "ModelStore",
     "Program",
@@ -363,14 +364,7 @@ def _check_weights(data: bytes, card: ModelCard) -> Weights:
         tensors = load(data)
     except SafetensorError as error:
         raise IntegrityError(f"the weights of model {card.version} are malformed", code="model-weights") from error
-    expected: dict[str, tuple[int, ...]] = {}
-    if isinstance(card.suffix, NetworkProgram):
-        expected = tensor_shapes(card.suffix)
-    else:
-        for layer in card.suffix.layers:
-            expected[f"{layer.name}.weight"] = (layer.out_features, layer.in_features)
-            expected[f"{layer.name}.bias"] = (layer.out_features,)
     found = {name: tensor.shape for name, tensor in tensors.items()}
-    if found != expected or not all(np.isfinite(tensor).all() for tensor in tensors.values()):
+    if found != tensor_shapes(card.suffix) or not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         raise IntegrityError(f"the weights of model {card.version} do not fit its card", code="model-weights")
     return {name: tensor.astype(np.float64) for name, tensor in tensors.items()}

@@ -1,9 +1,9 @@
 """The public trunk: EfficientNet-Lite0 with its BatchNorm folded away (Tan & Le 2019, arXiv 1905.11946).
 
 The hospital runs these layers in the clear: they are ImageNet weights that anybody can download. What comes out enters
-the private head, which is linear at each of the 49 positions, so the same encrypted product gives the logits (the mean
-over positions) and a 7 x 7 map of evidence. The network is a list of named stages, `STAGES`, so that a later model may
-cut it earlier and keep any suffix private.
+the private head, which is linear at each of the 7 x 7 positions, so the same encrypted product gives the logits (the
+mean over positions) and a 7 x 7 map of evidence. The network is a list of named stages, `STAGES`, so that a later model
+may cut it earlier and keep any suffix private.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ TRUNK_NAME: Final = "efficientnet-lite0"
 TRUNK_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 #: Side of the grid of positions that enters the private head.
 GRID = 7
-POSITIONS = GRID * GRID
 #: Variance floor of the BatchNorm layers, as they were trained (TensorFlow's EfficientNet).
 EPSILON = 1e-3
 #: Features beyond this are clipped, so that fixed-point arithmetic has a proven range on any image.
@@ -262,8 +261,7 @@ class Trunk:
 
         Returns
         -------
-        Tensor of float32, shape (batch, 49, channels)
-            Positions run by rows from the top left.
+        Tensor of float32, shape (batch, channels, 7, 7)
         """
         with torch.inference_mode():
             # The checkpoint's own input scale (TensorFlow "Lite" models): bytes minus 127, over 128.
@@ -271,10 +269,10 @@ class Trunk:
             kept = self.run(x.contiguous(memory_format=torch.channels_last))
             blocks = []
             for tap in self.taps:
-                grid = functional.adaptive_avg_pool2d(kept[tap], GRID).flatten(2).transpose(1, 2)
-                length = grid.mean(1).norm(dim=1).clamp_min(LEAST_NORM)
-                blocks.append(grid / (length * len(self.taps) ** 0.5)[:, None, None])
-            return torch.cat(blocks, 2).clamp_(-FEATURE_BOUND, FEATURE_BOUND)
+                grid = functional.adaptive_avg_pool2d(kept[tap], GRID)
+                length = grid.mean((2, 3)).norm(dim=1).clamp_min(LEAST_NORM)
+                blocks.append(grid / (length * len(self.taps) ** 0.5)[:, None, None, None])
+            return torch.cat(blocks, 1).clamp_(-FEATURE_BOUND, FEATURE_BOUND)
 
     def features(self, image: NDArray[np.float32]) -> NDArray[np.float64]:
         """Features of one image.
@@ -286,8 +284,8 @@ class Trunk:
 
         Returns
         -------
-        ndarray of float64, shape (49, channels)
-            Within ±16; positions run by rows from the top left.
+        ndarray of float64, shape (channels, 7, 7)
+            Within ±16.
         """
         if image.shape != (INPUT_SIZE, INPUT_SIZE):
             raise ValueError(f"the trunk takes {INPUT_SIZE} x {INPUT_SIZE} images, not {image.shape}")

@@ -26,10 +26,8 @@ from .protocol import selftest
 from .protocol.channel import Channel
 from .protocol.ledger import Allowance, SpentLedger
 from .protocol.messages import Fetch, Message, Open
-from .protocol.network1 import NetworkParty, PrivateNetwork, session_for
-from .protocol.network_plan import NetworkPlan
 from .protocol.party1 import PartySession, PrivateModel
-from .protocol.plan import LARGEST_OPEN, plan_of
+from .protocol.plan import Plan
 from .protocol.server import Limits, Server
 from .protocol.session import State
 
@@ -68,7 +66,7 @@ class Models:
     def __init__(self, store: ModelStore) -> None:
         self._store = store
         self._lock = threading.Lock()
-        self._found: dict[bytes, PrivateModel | PrivateNetwork] = {}
+        self._found: dict[bytes, PrivateModel] = {}
         self._versions: dict[str, bytes] = {}
 
     def __len__(self) -> int:
@@ -103,17 +101,12 @@ class Models:
     def _load(self, version: str) -> None:
         card = self._store.card(version)
         digest = hashlib.sha256(card.canonical()).digest()
-        plan, tensors = plan_of(card.suffix), self._store.weights(version)
-        if isinstance(plan, NetworkPlan):
-            selftest.run(plan.ring.bits)
-        self._found[digest] = (
-            PrivateNetwork.of(version, digest, plan, tensors)
-            if isinstance(plan, NetworkPlan)
-            else PrivateModel.of(version, digest, plan, tensors)
-        )
+        plan = Plan(card.suffix)
+        selftest.run(plan.ring.bits)
+        self._found[digest] = PrivateModel.of(version, digest, plan, self._store.weights(version))
         self._versions[version] = digest
 
-    def find(self, digest: bytes) -> PrivateModel | PrivateNetwork:
+    def find(self, digest: bytes) -> PrivateModel:
         """Return the model of a card's hash.
 
         Raises
@@ -176,21 +169,17 @@ class Party:
         return {one: self._ledger.left(bytes.fromhex(one), now, self._allowance) for one in self._hospitals}
 
     def _converse(self, channel: Channel) -> None:
-        session: PartySession | NetworkParty | None = None
+        session = PartySession(
+            bytes.fromhex(channel.peer),
+            self.models.find,
+            lambda bundle: self._spend(bundle, channel.peer),
+            self._settings.bundle_lifetime_s,
+        )
         opening: Message | None = None
         try:
-            opening = channel.receive(LARGEST_OPEN)
-            session = session_for(
-                opening,
-                bytes.fromhex(channel.peer),
-                self.models.find,
-                lambda bundle: self._spend(bundle, channel.peer),
-                self._settings.bundle_lifetime_s,
-            )
+            opening = channel.receive(session.limit)
             self._run(session, opening, channel)
         except VeilRayError as error:
-            if session is not None:
-                session.abort()
             about = self._about(session, opening)
             # A hospital that closes has dropped a bundle it did not need: that is no fault.
             note = log.info if error.code == "connection-closed" else log.warning
@@ -199,16 +188,15 @@ class Party:
             if opening is not None:  # `dicom-node check` only opens a connection
                 self.operation.request_ended("query", channel.peer, error, **about)
         finally:
-            if session is not None:
-                session.abort()
+            session.abort()
             self.operation.metrics.moved(channel.sent, channel.received)
 
-    def _run(self, session: PartySession | NetworkParty, opening: Message, channel: Channel) -> None:
+    def _run(self, session: PartySession, opening: Message, channel: Channel) -> None:
         started = time.perf_counter()
         fetch = session.handle(opening)
         assert isinstance(fetch, Fetch)
         channel.send(self._fetch(fetch, session))
-        while session.state is State.COVERING:
+        while session.state is State.PREPARING:
             session.handle(channel.receive(session.limit))
         self.operation.metrics.took("offline", time.perf_counter() - started)
         message = channel.receive(session.limit, self._settings.bundle_lifetime_s)
@@ -227,14 +215,14 @@ class Party:
         self.operation.metrics.took("online", seconds)
         self.operation.request_ended("query", channel.peer, "answered", **about)
 
-    def _fetch(self, fetch: Fetch, session: PartySession | NetworkParty) -> Message:
+    def _fetch(self, fetch: Fetch, session: PartySession) -> Message:
         """Take party 1's half from the dealer, with the material that follows it; the answer to the hospital."""
         settings, context = self._settings, self.operation.credentials.client
         with Channel.dial(settings.dealer, context, "the dealer", settings.timeout_s) as dealer:
             dealer.send(fetch)
             ready = None
             while ready is None:
-                ready = session.handle(dealer.receive(session.dealer_limit))
+                ready = session.handle(dealer.receive(session.limit))
             return ready
 
     def _spend(self, bundle: bytes, peer: str) -> None:
@@ -242,8 +230,8 @@ class Party:
         failpoint.reach("party1-spent")
 
     @staticmethod
-    def _about(session: PartySession | NetworkParty | None, opening: Message | None) -> dict[str, str]:
-        model = session.model.version if session and session.model else ""
+    def _about(session: PartySession, opening: Message | None) -> dict[str, str]:
+        model = session.model.version if session.model else ""
         return {"bundle_id": opening.bundle.hex() if isinstance(opening, Open) else "", "model": model}
 
 

@@ -1,9 +1,10 @@
-"""Whole networks as public programs: a graph of private layers, of which shapes and scales alone are told.
+"""The private part of a model as a public program: a graph of layers, of which shapes and scales alone are told.
 
 Tensors are named by the layer that gives them; the network's input is `INPUT`. A tensor is a fixed-point array of
 (channels, rows, columns). A convolution or dense layer adds `weight_fraction_bits` to its fractional bits, a gate
 (`Gated`) takes `shift` of them away, and additions need equal ones. What other frameworks have as one layer is put
-together from these: the larger of a and b is b + relu(a - b), and max-pooling is that on slices.
+together from these: the larger of a and b is b + relu(a - b), and max-pooling is that on slices. A linear head is the
+smallest program: one convolution of 1 x 1.
 """
 
 from __future__ import annotations
@@ -125,24 +126,23 @@ class GuardLayer(Part):
 Weighted = ConvolutionLayer | DenseLayer
 #: Layers that the parties evaluate together.
 Gated = ReluLayer | TruncationLayer
-NetworkLayer = Annotated[
+Layer = Annotated[
     Weighted | Gated | AdditionLayer | SumPoolLayer | SliceLayer | FlattenLayer | GuardLayer,
     Field(discriminator="kind"),
 ]
 Shape = tuple[int, int, int]
 
 
-def sources(layer: NetworkLayer) -> tuple[str, ...]:
+def sources(layer: Layer) -> tuple[str, ...]:
     """Return the names of a layer's inputs."""
     if isinstance(layer, AdditionLayer):
         return (layer.first, layer.second)
     return layer.sources if isinstance(layer, GuardLayer) else (layer.source,)
 
 
-class NetworkProgram(Part):
-    """What is computed under encryption for a whole network."""
+class Program(Part):
+    """What is computed under encryption."""
 
-    kind: Literal["network"] = "network"
     ring_bits: Literal[32, 64] = Field(description="bits of the ring of the secret shares; 64 is the safe choice")
     input_shape: tuple[Size, Size, Size] = Field(description="channels, rows, columns")
     fraction_bits: int = Field(ge=1, le=30, description="fractional bits of the input")
@@ -152,7 +152,7 @@ class NetworkProgram(Part):
     output_bound: float = Field(gt=0, description="largest absolute value that may leave")
     output: Name = Field(description="the tensor that the hospital learns")
     guard: Name | None = Field(default=None, description="gate behind a guard: anything but 0 there means an error")
-    layers: tuple[NetworkLayer, ...] = Field(min_length=1, max_length=1000, description="in running order")
+    layers: tuple[Layer, ...] = Field(min_length=1, max_length=1000, description="in running order")
 
     @model_validator(mode="after")
     def _is_a_graph(self) -> Self:
@@ -170,7 +170,7 @@ class NetworkProgram(Part):
         return self
 
 
-def shape_after(layer: NetworkLayer, given: Sequence[Shape]) -> Shape:
+def shape_after(layer: Layer, given: Sequence[Shape]) -> Shape:
     """Return the shape of a layer's result; ValueError where the inputs do not fit the layer."""
     before: Shape = given[0]
     channels, rows, columns = before
@@ -219,7 +219,7 @@ def weight_shape(layer: Weighted, given: Shape) -> tuple[int, ...]:
     return layer.out_channels, given[0] // layer.groups, *layer.kernel
 
 
-def shapes_of(program: NetworkProgram) -> dict[str, Shape]:
+def shapes_of(program: Program) -> dict[str, Shape]:
     """Return the shape of every tensor, by name; ValueError where layers do not fit each other."""
     found = {INPUT: program.input_shape}
     for layer in program.layers:
@@ -227,7 +227,7 @@ def shapes_of(program: NetworkProgram) -> dict[str, Shape]:
     return found
 
 
-def tensor_shapes(program: NetworkProgram) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(program: Program) -> dict[str, tuple[int, ...]]:
     """Return the shape of every private tensor, by its name in the model's weights."""
     shapes, found = shapes_of(program), dict[str, tuple[int, ...]]()
     for layer in program.layers:

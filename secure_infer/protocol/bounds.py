@@ -25,7 +25,7 @@ from ..program import (
     DenseLayer,
     Gated,
     GuardLayer,
-    NetworkLayer,
+    Layer,
     ReluLayer,
     SliceLayer,
     SumPoolLayer,
@@ -33,7 +33,7 @@ from ..program import (
     positions,
     sources,
 )
-from .network_plan import NetworkPlan
+from .plan import Plan
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Bound:
         return Bound.of(size, self.largest * largest, self.total * total, self.norm * norm)
 
 
-def prove(plan: NetworkPlan, tensors: Mapping[str, NDArray[np.float64]]) -> dict[str, Bound]:
+def prove(plan: Plan, tensors: Mapping[str, NDArray[np.float64]]) -> dict[str, Bound]:
     """Check every gate, guard and output.
 
     Returns
@@ -126,7 +126,7 @@ def prove(plan: NetworkPlan, tensors: Mapping[str, NDArray[np.float64]]) -> dict
 
 
 def _weighted(
-    plan: NetworkPlan, layer: Weighted, weight: NDArray[np.float64], bias: NDArray[np.float64], before: Bound
+    plan: Plan, layer: Weighted, weight: NDArray[np.float64], bias: NDArray[np.float64], before: Bound
 ) -> Bound:
     step = 2.0**-plan.program.weight_fraction_bits
     rows = np.abs(weight.reshape(len(weight), -1)) + step
@@ -154,7 +154,7 @@ def _overlap(kernel: tuple[int, int], stride: tuple[int, int]) -> int:
     return prod(-(-side // step) for side, step in zip(kernel, stride, strict=True))
 
 
-def _maximum(layer: AdditionLayer, layers: Mapping[str, NetworkLayer]) -> tuple[str, str, str] | None:
+def _maximum(layer: AdditionLayer, layers: Mapping[str, Layer]) -> tuple[str, str, str] | None:
     """Recognise b + relu(a - b), the larger of a and b; the names of a, b and the ReLU."""
     relu = layers.get(layer.first)
     if layer.subtract or not isinstance(relu, ReluLayer) or relu.ceiling is not None:
@@ -165,7 +165,7 @@ def _maximum(layer: AdditionLayer, layers: Mapping[str, NetworkLayer]) -> tuple[
     return difference.first, layer.second, relu.name
 
 
-def _limits(plan: NetworkPlan) -> dict[str, float]:
+def _limits(plan: Plan) -> dict[str, float]:
     """Largest sum of each guarded ReLU's result that reads as 0."""
     program = plan.program
     if program.guard is None:

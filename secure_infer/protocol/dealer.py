@@ -10,11 +10,10 @@ from functools import partial
 
 from dicom_node.core.errors import ProtocolError, Unavailable
 
-from . import linear, network_deal
+from .deal import materials
 from .messages import Bundle, Deal, Fetch, Half, Material, Message
-from .network_plan import NetworkPlan
 from .plan import parse
-from .prg import Context, bundle_masks, weight_mask_id, weight_mask_seed, weight_masks
+from .prg import Context, bundle_masks, weight_mask_id, weight_mask_seed
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,8 @@ class _Waiting:
     hospital: bytes
     party: bytes
     forgotten_at: float
-    #: What follows the half, made when it is taken: of a network, it is too much to keep.
-    materials: Callable[[], Iterator[Material]] = lambda: iter(())
+    #: What follows the half, made when it is taken: it is too much to keep.
+    materials: Callable[[], Iterator[Material]]
 
 
 class Deck:
@@ -97,7 +96,7 @@ class Deck:
         return next(self.answers(peer, message, now))
 
     def answers(self, peer: bytes, message: Message, now: float) -> Iterator[Message]:
-        """Answer as `handle`; party 1's half of a network's bundle is followed by material, made on the way."""
+        """Answer as `handle`; party 1's half is followed by its material, made on the way."""
         self.forget(now)
         if isinstance(message, Deal) and peer in self._hospitals:
             yield self._deal(peer, message, now)
@@ -125,18 +124,11 @@ class Deck:
         bundle, seed = self._random(16), self._random(32)
         mask_seed = weight_mask_seed(self._master, message.model, hospital, message.party)
         masks = bundle_masks(seed, Context(message.session, bundle, message.model, hospital, message.party))
-        weights = weight_masks(mask_seed)
-        until = now + self._lifetime_s
-        if isinstance(plan, NetworkPlan):
-            materials = partial(network_deal.materials, plan, bundle, masks, mask_seed, private_seed=self._random(32))
-            half = Half(bundle, mask_seed, b"")
-            waiting = _Waiting(half, message.model, plan.digest, hospital, message.party, until, materials)
-        else:
-            corrections = [
-                linear.deal(number, shapes, plan.ring, masks, weights) for number, shapes in enumerate(plan.shapes)
-            ]
-            half = Half(bundle, mask_seed, plan.ring.to_bytes(corrections))
-            waiting = _Waiting(half, message.model, plan.digest, hospital, message.party, until)
+        half, private = Half(bundle, mask_seed), self._random(32)
+        waiting = _Waiting(
+            half, message.model, plan.digest, hospital, message.party, now + self._lifetime_s,
+            partial(materials, plan, bundle, masks, mask_seed, private_seed=private),
+        )  # fmt: skip
         with self._lock:
             self._waiting[bundle] = waiting
         return Bundle(bundle, seed, weight_mask_id(mask_seed))

@@ -12,7 +12,7 @@ from ..program import (
     DenseLayer,
     FlattenLayer,
     GuardLayer,
-    NetworkLayer,
+    Layer,
     Shape,
     SliceLayer,
     SumPoolLayer,
@@ -45,7 +45,7 @@ def _shape(values: Words) -> Shape:
     return channels, rows, columns
 
 
-def local(layer: NetworkLayer, given: Sequence[Words]) -> Words:
+def local(layer: Layer, given: Sequence[Words]) -> Words:
     """Apply a layer without weights that every party computes on its own share; constants are left out."""
     if isinstance(layer, AdditionLayer):
         kind = given[0].dtype.type

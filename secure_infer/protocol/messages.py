@@ -2,15 +2,16 @@
 
 A frame is the length of what follows (4 bytes), the kind of message (1 byte) and its fields in the order of the
 class, without padding. Numbers are big-endian; vectors of ring elements are little-endian and take the rest of the
-frame. How long that rest must be follows from the program and is checked by whoever reads it.
+frame. How long that rest must be follows from the program and is checked by `Session.handle`.
 """
 
 from __future__ import annotations
 
 import re
+import struct
 from dataclasses import dataclass, fields
 from enum import IntEnum
-from typing import Annotated, Any, ClassVar, Final, NamedTuple, get_args, get_type_hints
+from typing import ClassVar, Final
 
 import numpy as np
 
@@ -18,11 +19,11 @@ from dicom_node.core.errors import ProtocolError, Refused, Unavailable, VeilRayE
 
 #: Stands in every key derivation: another version of the protocol shares no key with this one.
 DOMAIN: Final = b"VeilRay dealt-2pc 1"
-#: No frame is longer, whatever the program: 64 MiB.
-LARGEST_FRAME: Final = 1 << 26
-#: But one layer of a network may take 128 MiB.
-LARGEST_LAYER: Final = 1 << 27
+#: No frame is longer, whatever the program: 128 MiB.
+LARGEST_FRAME: Final = 1 << 27
 LARGEST_PROGRAM: Final = 1 << 16
+#: Room for a failure's code wherever a shorter message is expected.
+LARGEST_FAILURE: Final = 64
 #: What memory from NumPy is a multiple of, bytes.
 ALIGNMENT: Final = 16
 
@@ -41,187 +42,143 @@ class Label(IntEnum):
 
 #: What may take tens of megabytes: neither writing nor reading it makes a copy. Read-only where it was read.
 Vector = bytes | memoryview
+KINDS: Final[dict[int, type[Message]]] = {}
 
 
 @dataclass(frozen=True)
 class Message:
-    """Base of all messages; a field is annotated with its length, and one without takes the rest of the frame."""
+    """Base of all messages; a class that gives its `kind` is one, and stands in `KINDS`.
+
+    `fixed` is the layout of its fields but the open-ended one, which is the last (`struct`: ``16s`` is 16 bytes, B, H
+    and I are numbers of 1, 2 and 4 bytes); by default that of `OfLayer`. A vector is called `values`.
+    """
 
     KIND: ClassVar[int]
+    FIXED: ClassVar[struct.Struct]
+
+    def __init_subclass__(cls, kind: int = 0, fixed: str = "16s H") -> None:
+        if kind:
+            cls.KIND, cls.FIXED, KINDS[kind] = kind, struct.Struct(f"> B {fixed}"), cls
 
     def encode(self) -> bytes:
         """Write kind and fields; the length in front is the channel's."""
         return b"".join(self.parts())
 
     def parts(self) -> list[Vector]:
-        """Give what `encode` would join: kind and fields."""
-        parts: list[Vector] = [bytes([self.KIND])]
-        for one in LAYOUTS[self.KIND]:
-            value = getattr(self, one.name)
-            if one.is_number:
-                value = value.to_bytes(one.size, "big")
-            if one.size is not None and len(value) != one.size:
-                raise ValueError(f"{type(self).__name__}.{one.name} must be {one.size} bytes")
-            parts.append(value)
-        return parts
-
-
-class Slot(NamedTuple):
-    """Where one field of a message stands."""
-
-    name: str
-    size: int | None
-    is_number: bool
-    is_vector: bool
+        """Give what `encode` would join: kind and fixed fields, and the open-ended field."""
+        values = [self.KIND, *(getattr(self, one.name) for one in fields(self))]
+        count = len(self.FIXED.unpack(bytes(self.FIXED.size)))
+        head = self.FIXED.pack(*values[:count])
+        if self.FIXED.unpack(head) != tuple(values[:count]):  # `struct` would cut bytes to length, or fill them up
+            raise ValueError(f"a field of {type(self).__name__} has the wrong length")
+        return [head, *values[count:]]
 
 
 @dataclass(frozen=True)
-class Deal(Message):
+class OfBundle(Message):
+    """Base of all messages about one bundle."""
+
+    bundle: bytes
+
+
+@dataclass(frozen=True)
+class OfLayer(OfBundle):
+    """Base of all messages about one layer, or one tensor, of a bundle's program."""
+
+    layer: int
+    values: Vector
+
+
+@dataclass(frozen=True)
+class Deal(Message, kind=1, fixed="16s 32s 32s"):
     """Party 0 asks the dealer for a bundle."""
 
-    KIND = 1
-    session: Annotated[bytes, 16]  # party 0's own random bytes: masks are fresh even if the dealer's generator repeats
-    model: Annotated[bytes, 32]  # SHA-256 of the model card
-    party: Annotated[bytes, 32]  # fingerprint of party 1's certificate
+    session: bytes  # party 0's own random bytes: masks are fresh even if the dealer's generator repeats
+    model: bytes  # SHA-256 of the model card
+    party: bytes  # fingerprint of party 1's certificate
     program: bytes  # JSON
 
 
 @dataclass(frozen=True)
-class Bundle(Message):
+class Bundle(OfBundle, kind=2, fixed="16s 32s 16s"):
     """The dealer's half for party 0."""
 
-    KIND = 2
-    bundle: Annotated[bytes, 16]
-    seed: Annotated[bytes, 32]
-    weight_mask_id: Annotated[bytes, 16]  # which b this bundle belongs to; tells nothing about b
+    seed: bytes
+    weight_mask_id: bytes  # which b this bundle belongs to; tells nothing about b
 
 
 @dataclass(frozen=True)
-class Open(Message):
+class Open(OfBundle, kind=3, fixed="16s 32s B"):
     """Party 0 announces to party 1 that it will use a bundle."""
 
-    KIND = 3
-    bundle: Annotated[bytes, 16]
-    model: Annotated[bytes, 32]
-    wants_delta: Annotated[int, 1]  # 1 the first time under this weight mask
+    model: bytes
+    wants_delta: int  # 1 the first time under this weight mask
 
 
 @dataclass(frozen=True)
-class Fetch(Message):
+class Fetch(OfBundle, kind=4, fixed="16s 32s 32s 32s"):
     """Party 1 asks the dealer for its half of a bundle."""
 
-    KIND = 4
-    bundle: Annotated[bytes, 16]
-    model: Annotated[bytes, 32]
-    program: Annotated[bytes, 32]  # SHA-256 of the program's JSON
-    hospital: Annotated[bytes, 32]  # fingerprint of party 0's certificate
+    model: bytes
+    program: bytes  # SHA-256 of the program's JSON
+    hospital: bytes  # fingerprint of party 0's certificate
 
 
 @dataclass(frozen=True)
-class Half(Message):
-    """The dealer's half for party 1."""
+class Half(OfBundle, kind=5, fixed="16s 32s"):
+    """The dealer's half for party 1, but for what follows as `Material`."""
 
-    KIND = 5
-    bundle: Annotated[bytes, 16]
-    weight_mask_seed: Annotated[bytes, 32]
-    corrections: Vector  # c of every layer, in order
+    weight_mask_seed: bytes
 
 
 @dataclass(frozen=True)
-class Ready(Message):
+class Ready(OfBundle, kind=6, fixed="16s I"):
     """Party 1 holds its half and waits for the query."""
 
-    KIND = 6
-    bundle: Annotated[bytes, 16]
-    lifetime_s: Annotated[int, 4]
-    deltas: Vector  # W - b of every layer, in order; empty unless asked for
+    lifetime_s: int
+    values: Vector  # W - b of every layer, in order; empty unless asked for
+
+
+class Masked(OfLayer, kind=7):
+    """Party 0's masked share of a tensor that enters layers with weights."""
 
 
 @dataclass(frozen=True)
-class Masked(Message):
-    """Party 0's masked share of a layer's input."""
-
-    KIND = 7
-    bundle: Annotated[bytes, 16]
-    layer: Annotated[int, 2]
-    values: Vector
-
-
-@dataclass(frozen=True)
-class Output(Message):
+class Output(OfBundle, kind=8, fixed="16s"):
     """Party 1's share of the output; only party 0 can open it."""
 
-    KIND = 8
-    bundle: Annotated[bytes, 16]
     values: Vector
 
 
-@dataclass(frozen=True)
-class Material(Message):
-    """The dealer's half for party 1 of one layer of a network; follows `Half`, one for each layer that needs it."""
-
-    KIND = 10
-    bundle: Annotated[bytes, 16]
-    layer: Annotated[int, 2]
-    values: Vector
+class Material(OfLayer, kind=10):
+    """The dealer's half for party 1 of one layer; follows `Half`, one for each layer that needs it."""
 
 
-@dataclass(frozen=True)
-class Covered(Message):
+class Covered(OfLayer, kind=11):
     """Party 0's share of a gate's input under its mask R0; offline."""
 
-    KIND = 11
-    bundle: Annotated[bytes, 16]
-    layer: Annotated[int, 2]
-    values: Vector
 
-
-@dataclass(frozen=True)
-class Shifted(Message):
+class Shifted(OfLayer, kind=12):
     """Party 1 opens a gate's input under both masks, and gives its shares of the comparison's masked bits."""
 
-    KIND = 12
-    bundle: Annotated[bytes, 16]
-    layer: Annotated[int, 2]
-    values: Vector
 
-
-@dataclass(frozen=True)
-class Bits(Message):
+class Bits(OfLayer, kind=13):
     """Party 0's shares of the comparison's masked bits and of the masked signs."""
 
-    KIND = 13
-    bundle: Annotated[bytes, 16]
-    layer: Annotated[int, 2]
-    values: Vector
 
-
-@dataclass(frozen=True)
-class Signs(Message):
+class Signs(OfLayer, kind=14):
     """Party 1's shares of the masked signs."""
 
-    KIND = 14
-    bundle: Annotated[bytes, 16]
-    layer: Annotated[int, 2]
-    values: Vector
 
-
-@dataclass(frozen=True)
-class Tops(Message):
+class Tops(OfLayer, kind=15):
     """Party 1 opens the highest bits of a truncation gate's input under both masks."""
 
-    KIND = 15
-    bundle: Annotated[bytes, 16]
-    layer: Annotated[int, 2]
-    values: Vector
-
 
 @dataclass(frozen=True)
-class Failure(Message):
+class Failure(Message, kind=9, fixed="B"):
     """Why the sender ends the exchange: a class of error and its code, never a text of the peer's."""
 
-    KIND = 9
-    reaction: Annotated[int, 1]
+    reaction: int
     code: bytes
 
     _REACTIONS: ClassVar[dict[int, type[VeilRayError]]] = {1: ProtocolError, 2: Unavailable, 3: Refused}
@@ -241,32 +198,9 @@ class Failure(Message):
         return kind(f"{peer} ended the exchange: {code}", code=code)
 
 
-KINDS: Final[dict[int, type[Message]]] = {
-    kind.KIND: kind
-    for kind in (
-        Deal, Bundle, Open, Fetch, Half, Ready, Masked, Output, Failure, Material, Covered, Shifted, Bits, Signs,
-        Tops,
-    )
-}  # fmt: skip
-
-
-def _layout(kind: type[Message]) -> tuple[Slot, ...]:
-    hints = get_type_hints(kind, include_extras=True)
-    found = []
-    for one in fields(kind):
-        size = next(iter(getattr(hints[one.name], "__metadata__", ())), None)
-        kinds = get_args(hints[one.name]) or (bytes,)
-        found.append(Slot(one.name, size, kinds[0] is int, memoryview in kinds))
-    return tuple(found)
-
-
-#: Read off the annotations once.
-LAYOUTS: Final = {number: _layout(kind) for number, kind in KINDS.items()}
-
-
 def overhead(kind: type[Message]) -> int:
     """Return the length of a frame of this kind without its open-ended field."""
-    return 1 + sum(one.size for one in LAYOUTS[kind.KIND] if one.size is not None)
+    return kind.FIXED.size
 
 
 def room(kind: int, size: int) -> memoryview:
@@ -285,18 +219,10 @@ def decode(frame: Vector) -> Message:
         Unknown kind, or too few or too many bytes (``malformed-message``).
     """
     kind = KINDS.get(frame[0]) if frame else None
-    if kind is None:
-        raise ProtocolError("the peer sent a message of no known kind", code="malformed-message")
-    view = memoryview(frame).toreadonly()
-    values: list[Any] = []
-    position = 1
-    for one in LAYOUTS[kind.KIND]:
-        size = len(frame) - position if one.size is None else one.size
-        part = view[position : position + size]
-        position += size
-        if len(part) != size:
-            raise ProtocolError("the peer sent a truncated message", code="malformed-message")
-        values.append(int.from_bytes(part, "big") if one.is_number else part if one.is_vector else bytes(part))
-    if position != len(frame):
+    if kind is None or len(frame) < kind.FIXED.size:
+        raise ProtocolError("the peer sent a message of no known kind, or a part of one", code="malformed-message")
+    names, rest = fields(kind), memoryview(frame)[kind.FIXED.size :].toreadonly()
+    values = [*kind.FIXED.unpack_from(frame)[1:], rest if names[-1].name == "values" else bytes(rest)]
+    if len(values) > len(names) and values.pop():  # all its fields are fixed
         raise ProtocolError("the peer sent a message that is too long", code="malformed-message")
     return kind(*values)

@@ -1,23 +1,28 @@
-"""Party 0, the hospital: masks the features, opens the output (state machine without I/O; `README.md`, "Course")."""
+"""Party 0, the hospital: masks the image, takes part in the gates, opens the output (state machine without I/O).
+
+It knows its share of every tensor ahead of the query (`README.md`, "The linear layer").
+"""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_node.core.errors import IntegrityError, ProtocolError
+from dicom_node.core.errors import IntegrityError, ProtocolError, Refused
 
-from . import linear
-from .messages import Bundle, Deal, Masked, Message, Open, Output, Ready, Vector
-from .plan import LARGEST_FAILURE, AnyPlan, Plan
+from ..program import INPUT, Gated, sources
+from .deal import masks_of
+from .gate import Bytes, ReluGate, TruncationGate
+from .layers import local, weigh
+from .messages import Bits, Bundle, Covered, Deal, Label, Masked, Message, Open, Output, Ready, Shifted, Signs, Tops
+from .packing import pack, split, unpack
+from .plan import Plan
 from .prg import Context, Prg, bundle_masks
-from .ring import Words
-from .session import Session, State
+from .ring import Words, packed
+from .session import Session, State, Step
 
 #: Outputs beyond the card's bound by more than rounding explains are not the model's.
 TOLERANCE = 1.25
@@ -29,7 +34,7 @@ class Terms:
 
     Attributes
     ----------
-    plan : Plan or NetworkPlan
+    plan : Plan
     model : bytes
         SHA-256 of the model card.
     hospital, party : bytes
@@ -40,7 +45,7 @@ class Terms:
         Blinded weights by the identifier of their mask; filled by the first session.
     """
 
-    plan: AnyPlan
+    plan: Plan
     model: bytes
     hospital: bytes
     party: bytes
@@ -49,153 +54,150 @@ class Terms:
 
 
 class HospitalSession(Session):
-    """One query from the dealer's half to the opened output; each kind of program has its own.
+    """One query from the dealer's half to the opened output.
 
     Parameters
     ----------
     terms : Terms
     random : callable
         Returns as many unpredictable bytes as asked for, e.g. `os.urandom`.
+
+    Attributes
+    ----------
+    lifetime_s : int
+        How long party 1 waits for the query, seconds; known once the state is `READY`.
+    outputs : ndarray of float64, shape (channels, rows, columns)
+        The opened output, once the state is `DONE`.
     """
 
     def __init__(self, terms: Terms, random: Callable[[int], bytes]) -> None:
         super().__init__()
-        self._terms = terms
+        self._terms, self._plan = terms, terms.plan
         self._session = random(16)
-        self._half: Bundle | None = None
-        self._deltas: list[Words] | None = None
         self.lifetime_s = 0
         self.outputs: NDArray[np.float64] | None = None
 
-    @property
-    def bundle(self) -> bytes:
-        """Identifier of the bundle; empty before the dealer gave one."""
-        return self._half.bundle if self._half else b""
+    def _forget(self) -> None:
+        self._seed = b""
+        self._masks: dict[str, Words] = {}
+        self._tables: dict[str, Bytes] = {}
+        self._covered: dict[str, Words] = {}
+        self._outputs: list[Words] = []
+        self._opened: Words = np.empty(0, np.uint64)
+        self._signs: Bytes = np.empty(0, np.uint8)
 
     def begin(self) -> Deal:
         """Ask the dealer for a bundle."""
-        self._require(State.NEW)
-        self.state = State.DEALING
-        return Deal(self._session, self._terms.model, self._terms.party, self._terms.plan.encoded)
+        with self._burning(State.NEW):
+            self.state, self.awaited = State.PREPARING, [Step(Bundle)]
+            return Deal(self._session, self._terms.model, self._terms.party, self._plan.encoded)
 
     def _on_bundle(self, message: Bundle) -> Message:
         self._terms.spend(message.bundle)
-        self._half = message
-        self.state = State.OPENING
-        self._deltas = self._terms.deltas.get(message.weight_mask_id)
-        return Open(message.bundle, self._terms.model, 0 if self._deltas else 1)
+        self.bundle, self._seed, self._weight_mask = message.bundle, message.seed, message.weight_mask_id
+        ready = self._plan.to_hospital()[0]
+        self._deltas = self._terms.deltas.get(self._weight_mask)
+        self.awaited = [ready if self._deltas is None else ready._replace(size=0)]
+        return Open(self.bundle, self._terms.model, int(self._deltas is None))
 
     def _on_ready(self, message: Ready) -> None:
-        assert self._half is not None
-        self._same(message.bundle, self._half.bundle)
-        terms, half = self._terms, self._half
-        masks = bundle_masks(half.seed, Context(self._session, half.bundle, terms.model, terms.hospital, terms.party))
-        self._prepare(message, masks)
-        self._half = Bundle(half.bundle, bytes(32), half.weight_mask_id)  # the seed has done its work
+        terms, plan = self._terms, self._plan
+        if self._deltas is None:
+            self._deltas = plan.ring.split(message.values, plan.weight_shapes())
+            terms.deltas.clear()  # one model has one mask; another one means that the dealer's key was changed
+            terms.deltas[self._weight_mask] = self._deltas
+        context = Context(self._session, self.bundle, terms.model, terms.hospital, terms.party)
+        self._prepare(bundle_masks(self._seed, context), dict(zip(plan.weighted, self._deltas, strict=True)))
+        self._seed = b""
         self.lifetime_s = message.lifetime_s
         self.state = State.READY
 
-    @abstractmethod
-    def _prepare(self, message: Ready, bundle: Prg) -> None:
+    def _prepare(self, bundle: Prg, deltas: dict[str, Words]) -> None:
         """Compute ahead all that does not depend on the image."""
-
-    def _blinded(self, values: Vector, shapes: Sequence[tuple[int, ...]]) -> list[Words]:
-        """Return the blinded weights; `values` holds them the first time and is empty later."""
-        assert self._half is not None
-        if self._deltas is None:
-            self._deltas = self._terms.plan.ring.split(values, shapes)
-            self._terms.deltas.clear()  # one model has one mask; another one means that the dealer's key was changed
-            self._terms.deltas[self._half.weight_mask_id] = self._deltas
-        elif values:
-            raise ProtocolError("party 1 sent blinded weights that nobody asked for", code="wrong-size")
-        return self._deltas
-
-    @property
-    @abstractmethod
-    def limit(self) -> int:
-        """Longest frame that may come from party 1 during a query."""
+        plan, numbers = self._plan, self._plan.numbers
+        shares = {INPUT: masks_of(plan, INPUT, bundle)}
+        for layer in plan.program.layers:
+            name, given = layer.name, [shares[one] for one in sources(layer)]
+            if name in plan.weighted:
+                mask = bundle.words(Label.OUTPUT_MASK, numbers[name], plan.shapes[name], plan.ring)
+                shares[name] = weigh(plan.weighted[name], given[0], deltas[name]) + mask
+            elif isinstance(layer, Gated):
+                gate = plan.gates[name]
+                self._covered[name] = given[0] + gate.cover(numbers[name], bundle, plan.shapes[name])
+                self._tables[name] = gate.tables(numbers[name], bundle)
+                shares[name] = self._masks[name] = masks_of(plan, name, bundle)
+            else:
+                shares[name] = local(layer, given)
+        self._masks[INPUT] = shares[INPUT]
+        self._outputs = [shares[one] for one in plan.opened]
 
     def covers(self) -> Iterator[Message]:
-        """Give what party 1 needs between its `Ready` and the query."""
-        return iter(())
+        """Give the covered shares, which party 1 needs before the query."""
+        with self._burning(State.READY):
+            for name in self._plan.gates:
+                values = self._plan.ring.to_bytes([self._covered.pop(name)])
+                yield Covered(self.bundle, self._plan.numbers[name], values)
 
-    def query(self, columns: NDArray[np.float64]) -> list[Masked]:
-        """Mask the features; afterwards the session waits for the output.
+    def query(self, image: NDArray[np.float64]) -> Masked:
+        """Mask the input; afterwards the session waits for the output, or for the first gate.
 
         Parameters
         ----------
-        columns : ndarray of float64, shape (in_features, columns), or a network's input shape
+        image : ndarray of float64, shape (channels, rows, columns)
             Checked against the program by the engine.
         """
-        self._require(State.READY)
-        masked: list[Masked] = self._guarded(self._mask, columns)
-        self.state = State.QUERYING
-        return masked
+        with self._burning(State.READY):
+            if self._covered:
+                raise ProtocolError("party 1 has no covered shares yet", code="out-of-order")
+            masked = self._masked(INPUT, self._plan.ring.encode(image, self._plan.program.fraction_bits))
+            self.state, self.awaited = State.QUERYING, self._plan.to_hospital()[1:]
+            return masked
 
-    @abstractmethod
-    def _mask(self, columns: NDArray[np.float64]) -> list[Masked]: ...
+    def _masked(self, name: str, share: Words) -> Masked:
+        values = self._plan.ring.to_bytes([share - self._masks.pop(name)])
+        return Masked(self.bundle, self._plan.numbers[name], values)
 
-    def _finish(self, opened: NDArray[np.float64], bound: float) -> None:
-        """Take the opened output, unless it is beyond the model's bound."""
-        if (np.abs(opened) > TOLERANCE * bound).any():
+    def _on_tops(self, message: Tops) -> Message:
+        name = self._step.name
+        gate = self._plan.gates[name]
+        assert isinstance(gate, TruncationGate)
+        answer = gate.answer(unpack(message.values, gate.size, 1, "u1"), self._tables.pop(name))
+        del self._masks[name]  # party 0's share from here on, and all but the answer's bits of it need no message
+        return Masked(self.bundle, message.layer, packed(pack(answer, gate.shift)))
+
+    def _on_shifted(self, message: Shifted) -> Message:
+        gate = self._plan.gates[self._step.name]
+        assert isinstance(gate, ReluGate)
+        high, joined = split(message.values, gate.size, gate.seen_bits)
+        self._opened = unpack(high, gate.size, gate.seen_bits, f"u{gate.ring.width}", low=gate.low)
+        theirs = unpack(joined, gate.size, gate.joined_bits, "u4")
+        tables = gate.view(self._tables[self._step.name])
+        bits, highest = gate.compare(self._opened, tables)
+        self._signs = gate.sign(self._opened, tables, bits ^ theirs, highest, 0)
+        sent = bits | (self._signs.astype(np.uint32) << np.uint32(gate.joined_bits))
+        return Bits(self.bundle, message.layer, packed(pack(sent, gate.joined_bits + gate.comparisons)))
+
+    def _on_signs(self, message: Signs) -> Message:
+        name = self._step.name
+        gate = self._plan.gates[name]
+        assert isinstance(gate, ReluGate)
+        signs = self._signs ^ unpack(message.values, gate.size, gate.comparisons, "u1")
+        share = gate.select(self._opened, gate.view(self._tables.pop(name)), signs, 0)
+        return self._masked(name, share.reshape(self._plan.shapes[name]))
+
+    def _on_output(self, message: Output) -> None:
+        plan, program = self._plan, self._plan.program
+        theirs = plan.ring.split(message.values, [plan.shapes[one] for one in plan.opened])
+        opened, *guard = (ours + other for ours, other in zip(self._outputs, theirs, strict=True))
+        if any(one.any() for one in guard):
+            raise Refused("this image leaves the range in which the model is proven", code="features-out-of-range")
+        values = plan.ring.decode(opened, plan.fractions[program.output])
+        if (np.abs(values) > TOLERANCE * program.output_bound).any():
             # Not a ProtocolError, which would be tried again: party 1, who chose this share, would see by the second
             # query in which range the true output lies.
             raise IntegrityError(
                 "the opened output is beyond the model's bound: party 1 or the dealer did not follow the protocol",
                 code="output-out-of-range",
             )
-        self.outputs = opened
-        self.state = State.DONE
-        self._forget()
-
-    def _forget(self) -> None:
-        if self._half:
-            self._half = Bundle(self._half.bundle, bytes(32), self._half.weight_mask_id)
-
-
-class ChainHospital(HospitalSession):
-    """One query on a chain of matrices; see `HospitalSession`."""
-
-    LEGAL: ClassVar = {
-        (State.DEALING, Bundle): "_on_bundle",
-        (State.OPENING, Ready): "_on_ready",
-        (State.QUERYING, Output): "_on_output",
-    }
-
-    def __init__(self, terms: Terms, random: Callable[[int], bytes]) -> None:
-        super().__init__(terms, random)
-        assert isinstance(terms.plan, Plan)
-        self._plan = terms.plan
-        self._layers: list[linear.Prepared] = []
-
-    @property
-    def limit(self) -> int:
-        """Longest frame that may come from party 1 during a query."""
-        return max(self._plan.largest_output, LARGEST_FAILURE)
-
-    def _prepare(self, message: Ready, bundle: Prg) -> None:
-        plan = self._plan
-        deltas = self._blinded(message.deltas, [one.weight for one in plan.shapes])
-        self._layers = [
-            linear.offline(number, shapes, plan.ring, bundle, delta)
-            for number, (shapes, delta) in enumerate(zip(plan.shapes, deltas, strict=True))
-        ]
-
-    def _mask(self, columns: NDArray[np.float64]) -> list[Masked]:
-        ring = self._plan.ring
-        share = ring.encode(columns, self._plan.scales[0])
-        found = []
-        for number, prepared in enumerate(self._layers):
-            found.append(Masked(self.bundle, number, ring.to_bytes([linear.mask(prepared, share)])))
-            share = prepared.share
-        return found
-
-    def _on_output(self, message: Output) -> None:
-        self._same(message.bundle, self.bundle)
-        plan = self._plan
-        theirs = plan.ring.from_bytes(message.values, plan.shapes[-1].output)
-        self._finish(plan.ring.decode(self._layers[-1].share + theirs, plan.scales[-1]), plan.program.output_bound)
-
-    def _forget(self) -> None:
-        super()._forget()
-        self._layers = []
+        self.outputs = values
+        self._end(State.DONE)

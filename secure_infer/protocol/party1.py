@@ -1,75 +1,71 @@
-"""Party 1, the owner of the weights: sees masked features, returns its share (state machine without I/O)."""
+"""Party 1, the model's owner: computes on masked tensors and leads through the gates (state machine without I/O)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_node.core.errors import ConfigError, ProtocolError
+from dicom_node.core.errors import ProtocolError
 
-from . import linear
-from .messages import Fetch, Half, Masked, Message, Open, Output, Ready
-from .plan import LARGEST_OPEN, AnyPlan, Plan
-from .prg import weight_masks
-from .ring import Words
-from .session import Session, State
+from ..program import Gated, GuardLayer, sources
+from .bounds import prove
+from .gate import Bytes, ReluGate, Tables, TruncationGate
+from .layers import local, weigh
+from .messages import (
+    Bits,
+    Covered,
+    Fetch,
+    Half,
+    Label,
+    Masked,
+    Material,
+    Message,
+    Open,
+    Output,
+    Ready,
+    Shifted,
+    Signs,
+    Tops,
+    Vector,
+)
+from .packing import pack, unpack
+from .plan import Plan
+from .prg import Prg, gate_masks, weight_masks
+from .ring import Words, packed
+from .session import Session, State, Step
 
 
 @dataclass(frozen=True)
 class PrivateModel:
-    """A model as party 1 serves it: fixed-point weights and biases, one of each for every layer."""
+    """A model as party 1 serves it: fixed-point weights and biases by layer."""
 
     version: str
     model: bytes
     plan: Plan
-    weights: list[Words]
-    biases: list[Words]
+    weights: Mapping[str, Words]
+    biases: Mapping[str, Words]
 
     @classmethod
     def of(cls, version: str, model: bytes, plan: Plan, tensors: Mapping[str, NDArray[np.float64]]) -> PrivateModel:
-        """Round a model's tensors and prove that no input within the program's bound can wrap.
+        """Round a model's tensors and prove that nothing can wrap, or that the guard sees it.
 
         Raises
         ------
         ConfigError
-            Some input could (``ring-overflow``): publish the model with other scales.
+            Neither holds (``ring-overflow``): publish the model with other scales or limits.
         """
-        weights, biases = [], []
-        bound = plan.program.input_bound
-        for number, layer in enumerate(plan.program.layers):
-            weight, bias = tensors[f"{layer.name}.weight"], tensors[f"{layer.name}.bias"]
-            weights.append(plan.ring.encode(weight, plan.program.fraction_bits))
-            biases.append(plan.ring.encode(bias, plan.scales[number + 1]))
-            step = 2.0**-plan.program.fraction_bits  # rounding moves a weight or a feature by at most half of this
-            bound = float(((np.abs(weight) + step).sum(axis=1) * (bound + step) + np.abs(bias) + step).max())
-        if bound >= 2.0 ** (plan.ring.bits - 1 - plan.scales[-1]):
-            raise ConfigError(f"results of model {version} could wrap around its ring", code="ring-overflow")
+        prove(plan, tensors)
+        ring, program = plan.ring, plan.program
+        weights = {name: ring.encode(tensors[f"{name}.weight"], program.weight_fraction_bits) for name in plan.weighted}
+        biases = {name: ring.encode(tensors[f"{name}.bias"], plan.fractions[name]) for name in plan.weighted}
         return cls(version, model, plan, weights, biases)
 
 
-class Served(Protocol):
-    """What sessions need to know of a model, whatever its kind."""
-
-    @property
-    def version(self) -> str:
-        """Version in logs."""
-        ...
-
-    @property
-    def plan(self) -> AnyPlan:
-        """The checked program."""
-        ...
-
-
-Model = TypeVar("Model", bound=Served)
-
-
-class OwnerSession(Session, Generic[Model]):
-    """One bundle at party 1, up to the dealer's half.
+class PartySession(Session):
+    """One bundle at party 1.
 
     Parameters
     ----------
@@ -81,46 +77,12 @@ class OwnerSession(Session, Generic[Model]):
         Marks a bundle as used, durably; raises ProtocolError if it was before, Unavailable beyond the quota.
     lifetime_s : int
         How long the session will wait for the query, seconds; told to the hospital.
+
+    Attributes
+    ----------
+    model : PrivateModel or None
+        Known once the bundle was opened.
     """
-
-    def __init__(
-        self,
-        hospital: bytes,
-        find: Callable[[bytes], Model],
-        spend: Callable[[bytes], None],
-        lifetime_s: int,
-    ) -> None:
-        super().__init__()
-        self._hospital = hospital
-        self._find = find
-        self._spend = spend
-        self._lifetime_s = lifetime_s
-        self._open: Open | None = None
-        self.model: Model | None = None
-
-    @property
-    def bundle(self) -> bytes:
-        """Identifier of the bundle; empty before one was opened."""
-        return self._open.bundle if self._open else b""
-
-    def _on_open(self, message: Open) -> Message:
-        if message.wants_delta not in (0, 1):
-            raise ProtocolError("the hospital's request is malformed", code="malformed-message")
-        model = self._find(message.model)
-        self._spend(message.bundle)
-        self._open, self.model = message, model
-        self.state = State.FETCHING
-        return Fetch(message.bundle, message.model, model.plan.digest, self._hospital)
-
-
-class PartySession(OwnerSession[PrivateModel]):
-    """One bundle of a chain of matrices at party 1; see `OwnerSession`."""
-
-    LEGAL: ClassVar = {
-        (State.NEW, Open): "_on_open",
-        (State.FETCHING, Half): "_on_half",
-        (State.READY, Masked): "_on_masked",
-    }
 
     def __init__(
         self,
@@ -129,57 +91,124 @@ class PartySession(OwnerSession[PrivateModel]):
         spend: Callable[[bytes], None],
         lifetime_s: int,
     ) -> None:
-        super().__init__(hospital, find, spend, lifetime_s)
-        self._corrections: list[Words] = []
-        self._next = 0
-        self._share: Words | None = None
-
-    @property
-    def limit(self) -> int:
-        """Longest frame that may come from the hospital now."""
-        if self.model is None:
-            return LARGEST_OPEN
-        return self.model.plan.largest_masked[self._next]
-
-    @property
-    def dealer_limit(self) -> int:
-        """Longest frame that may come from the dealer now."""
-        assert self.model is not None
-        return self.model.plan.largest_half
-
-    def _on_half(self, message: Half) -> Message:
-        assert self._open is not None
-        assert self.model is not None
-        self._same(message.bundle, self._open.bundle)
-        plan = self.model.plan
-        self._corrections = plan.ring.split(message.corrections, [one.output for one in plan.shapes])
-        deltas = []
-        if self._open.wants_delta:
-            masks = weight_masks(message.weight_mask_seed)
-            deltas = [
-                linear.blind(number, weight, plan.ring, masks) for number, weight in enumerate(self.model.weights)
-            ]
-        self.state = State.READY
-        return Ready(self._open.bundle, self._lifetime_s, plan.ring.to_bytes(deltas))
-
-    def _on_masked(self, message: Masked) -> Message | None:
-        assert self._open is not None
-        assert self.model is not None
-        self._same(message.bundle, self._open.bundle)
-        number, plan = self._next, self.model.plan
-        if message.layer != number:
-            raise ProtocolError("the hospital sent the layers out of order", code="out-of-order")
-        masked = plan.ring.from_bytes(message.values, plan.shapes[number].input)
-        share = linear.online(
-            self.model.weights[number], self.model.biases[number], self._corrections[number], masked, self._share
-        )
-        if number + 1 < len(plan.shapes):
-            self._next, self._share = number + 1, share
-            return None
-        self.state = State.DONE
-        self._forget()
-        return Output(self._open.bundle, plan.ring.to_bytes([share]))
+        super().__init__()
+        self._hospital, self._find, self._spend, self._lifetime_s = hospital, find, spend, lifetime_s
+        self.model: PrivateModel | None = None
+        self.state, self.awaited = State.PREPARING, [Step(Open)]
 
     def _forget(self) -> None:
-        self._corrections = []
-        self._share = None
+        self._seed = b""
+        self._masks: Prg | None = None
+        self._material: dict[str, Vector] = {}
+        self._covered: dict[str, Words] = {}
+        self._shares: dict[str, Words] = {}
+        self._gate: tuple[Words, Tables, NDArray[np.uint32], Bytes] | None = None
+
+    def _on_open(self, message: Open) -> Message:
+        if message.wants_delta not in (0, 1):
+            raise ProtocolError("the hospital's request is malformed", code="malformed-message")
+        model = self._find(message.model)
+        self._spend(message.bundle)
+        self.bundle, self.model, self._plan = message.bundle, model, model.plan
+        self._wants_delta = message.wants_delta
+        self._layers = iter(self._plan.program.layers)
+        self.awaited = self._plan.to_party()
+        return Fetch(message.bundle, message.model, self._plan.digest, self._hospital)
+
+    def _on_half(self, message: Half) -> Message | None:
+        self._seed = message.weight_mask_seed
+        self._masks = gate_masks(self._seed, self.bundle)
+        return self._loaded()
+
+    def _on_material(self, message: Material) -> Message | None:
+        self._material[self._step.name] = message.values
+        return self._loaded()
+
+    def _loaded(self) -> Message | None:
+        """Tell the hospital, once the dealer's last message is here."""
+        if self.awaited[0].kind is Material:
+            return None
+        assert self.model is not None
+        ring, blinded = self._plan.ring, bytearray()
+        if self._wants_delta:
+            masks = weight_masks(self._seed)
+            for name, weight in self.model.weights.items():  # one by one: all at once would be held four times over
+                mask = masks.words(Label.WEIGHT_MASK, self._plan.numbers[name], weight.shape, ring)
+                blinded += ring.to_bytes([weight - mask])
+        self._seed = b""
+        self._await_query()
+        return Ready(self.bundle, self._lifetime_s, bytes(blinded))
+
+    def _await_query(self) -> None:
+        if self.awaited[0].kind is Masked:
+            self.state = State.READY
+
+    def _on_covered(self, message: Covered) -> None:
+        assert self._masks is not None
+        name, ring = self._step.name, self._plan.ring
+        shape = self._plan.shapes[name]
+        mask = self._masks.words(Label.PARTY_GATE_MASK, message.layer, shape, ring)
+        self._covered[name] = ring.from_bytes(message.values, shape) + mask
+        self._await_query()
+
+    def _on_masked(self, message: Masked) -> Message:
+        name, shares = self._step.name, self._shares
+        self.state = State.QUERYING
+        shape, gate = self._plan.shapes[name], self._plan.gates.get(name)
+        if isinstance(gate, TruncationGate):
+            # Only multiples of 2^(bits - shift) separate party 0's share from its fresh mask.
+            high = gate.ring.bits - gate.shift
+            masked = unpack(message.values, gate.size, gate.shift, f"u{gate.ring.width}", low=high).reshape(shape)
+        else:
+            masked = self._plan.ring.from_bytes(message.values, shape)
+        # Without a share of its own (the input), party 1 holds x - r at once; else its share of the gate's result adds.
+        shares[name] = masked + shares[name] if name in shares else masked
+        return self._advance()
+
+    def _advance(self) -> Message:
+        """Compute up to the next gate, or to the output."""
+        assert self.model is not None
+        plan, shares = self._plan, self._shares
+        for layer in self._layers:
+            name, given = layer.name, [shares[one] for one in sources(layer)]
+            if isinstance(layer, Gated):
+                return self._shift(name, given[0])
+            if name in plan.weighted:
+                correction = plan.ring.from_bytes(self._material.pop(name), plan.shapes[name])
+                found = weigh(plan.weighted[name], given[0], self.model.weights[name]) + correction
+                shares[name] = found + self.model.biases[name][:, None, None]
+            else:
+                shares[name] = local(layer, given)
+            if isinstance(layer, GuardLayer):
+                limits = plan.ring.encode(np.array(layer.limits), plan.fractions[name])
+                shares[name] = shares[name] - limits[:, None, None]
+        values = plan.ring.to_bytes([shares[one] for one in plan.opened])
+        self._end(State.DONE)
+        return Output(self.bundle, values)
+
+    def _shift(self, name: str, share: Words) -> Message:
+        gate, number = self._plan.gates[name], self._plan.numbers[name]
+        opened = (self._covered.pop(name) + share).reshape(-1)
+        block = np.frombuffer(self._material.pop(name), np.uint8)
+        if isinstance(gate, TruncationGate):
+            tops, result = gate.truncate(opened, block)
+            self._shares[name] = result.reshape(self._plan.shapes[name])
+            return Tops(self.bundle, number, packed(pack(tops, 1)))
+        tables = gate.view(block)
+        bits, highest = gate.compare(opened, tables)
+        self._gate = opened, tables, bits, highest
+        return Shifted(
+            self.bundle, number, packed(pack(opened, gate.seen_bits, gate.low), pack(bits, gate.joined_bits))
+        )
+
+    def _on_bits(self, message: Bits) -> Message:
+        name, gate = self._step.name, self._plan.gates[self._step.name]
+        assert isinstance(gate, ReluGate)
+        assert self._gate is not None
+        opened, tables, bits, highest = self._gate
+        theirs = unpack(message.values, gate.size, gate.joined_bits + gate.comparisons, "u4")
+        joined = bits ^ (theirs & np.uint32((1 << gate.joined_bits) - 1))
+        signs = gate.sign(opened, tables, joined, highest, 1)
+        both: Bytes = signs ^ (theirs >> np.uint32(gate.joined_bits)).astype(np.uint8)
+        self._shares[name] = gate.select(opened, tables, both, 1).reshape(self._plan.shapes[name])
+        return Signs(self.bundle, message.layer, packed(pack(signs, gate.comparisons)))

@@ -1,73 +1,167 @@
-"""What follows from a public program: ring, scales and the exact size of everything that is sent."""
+"""What follows from a public program: shapes, scales, gates, and the course and size of all that is sent."""
 
 from __future__ import annotations
 
 import hashlib
 from math import prod
-from typing import Final
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from dicom_node.core.errors import ConfigError, ProtocolError
 
-from ..card import Program
-from ..program import NetworkProgram
-from .linear import Shapes
-from .messages import LARGEST_FRAME, LARGEST_PROGRAM, Deal, Fetch, Half, Masked, Open, Output, Ready, overhead
-from .network_plan import NetworkPlan
+from ..program import (
+    INPUT,
+    AdditionLayer,
+    Gated,
+    GuardLayer,
+    Layer,
+    Program,
+    Weighted,
+    shapes_of,
+    sources,
+    weight_shape,
+)
+from . import messages
+from .gate import Gate, ReluGate, TruncationGate, gate_of
+from .packing import packed_bytes
 from .ring import Ring
+from .session import Step
 
-EITHER: Final[TypeAdapter[Program | NetworkProgram]] = TypeAdapter(Program | NetworkProgram)
-#: Room for a failure's code wherever a shorter message is expected.
-LARGEST_FAILURE = 64
+#: Bounds on one query's work at any role: bytes of material and of weights, and products of the linear layers.
+LARGEST_MATERIAL, LARGEST_WORK = 1 << 30, 1 << 36
 
 
 class Plan:
     """A checked program.
 
+    A tensor is *dealt* when the dealer can compute party 0's share of it: the input, results of gates, and local layers
+    of these. Only a dealt tensor can enter a layer with weights.
+
     Parameters
     ----------
     program : Program
-        The card's private part.
+
+    Attributes
+    ----------
+    shapes, fractions : dict
+        Shape and fractional bits of each tensor, by name.
+    weighted, gates : dict
+        Layers with weights and gates, by name, in running order.
+    numbers : dict
+        Each tensor's number, 0 for the input: what messages and streams are labelled with.
 
     Raises
     ------
     ConfigError
-        Results would not fit the ring, or messages would not fit a frame.
+        Layers do not fit each other (``program-shape``), results do not fit the ring (``ring-overflow``), or messages
+        do not fit their frames (``program-too-large``).
     """
 
     def __init__(self, program: Program) -> None:
         self.program = program
         self.ring = Ring(program.ring_bits)
-        self.shapes = [Shapes.of(layer) for layer in program.layers]
-        #: Fractional bits of the input of each layer, and of the output: nothing is truncated on the way.
-        self.scales = [program.fraction_bits * (depth + 1) for depth in range(len(self.shapes) + 1)]
-        if program.output_bound * 4.0 >= 2.0 ** (self.ring.bits - self.scales[-1]):
-            raise ConfigError("the program's results do not fit its ring", code="ring-overflow")
         self.encoded = program.model_dump_json().encode()
         self.digest = hashlib.sha256(self.encoded).digest()
-        weights = sum(prod(one.weight) for one in self.shapes) * self.ring.width
-        corrections = sum(prod(one.output) for one in self.shapes) * self.ring.width
-        inputs = [prod(one.input) * self.ring.width for one in self.shapes]
-        self.largest_ready = overhead(Ready) + weights
-        self.largest_half = overhead(Half) + corrections
-        self.largest_masked = [overhead(Masked) + size for size in inputs]
-        self.largest_output = overhead(Output) + prod(self.shapes[-1].output) * self.ring.width
-        frames = (self.largest_ready, self.largest_half, *self.largest_masked)
-        if max(frames) > LARGEST_FRAME or len(self.encoded) > LARGEST_PROGRAM:
+        self.shapes = shapes_of(program)
+        self.fractions = {INPUT: program.fraction_bits}
+        self.numbers = {INPUT: 0} | {layer.name: number for number, layer in enumerate(program.layers, 1)}
+        self.weighted: dict[str, Weighted] = {}
+        self.gates: dict[str, Gate] = {}
+        dealt = {INPUT}
+        for layer in program.layers:
+            self._add(layer, dealt)
+        if program.guard is not None and not isinstance(self.gates.get(program.guard), ReluGate):
+            raise ConfigError("the guard is no gate", code="program-shape")
+        if program.output_bound * 2.0 ** self.fractions[program.output] >= 2.0 ** (self.ring.bits - 2):
+            raise ConfigError("the program's results do not fit its ring", code="ring-overflow")
+        self._measure()
+
+    def _add(self, layer: Layer, dealt: set[str]) -> None:
+        given, name = sources(layer), layer.name
+        fraction = self.fractions[given[0]]
+        if isinstance(layer, Weighted):
+            if given[0] not in dealt:
+                raise ConfigError(f"layer {name} needs a gate before it", code="program-shape")
+            fraction += self.program.weight_fraction_bits
+            self.weighted[name] = layer
+        elif isinstance(layer, Gated):
+            fraction -= layer.shift
+            self.gates[name] = gate_of(layer, self.ring, prod(self.shapes[name]), fraction)
+            dealt.add(name)
+        elif isinstance(layer, AdditionLayer):
+            fraction += layer.first_shift
+            if fraction != self.fractions[given[1]] + layer.second_shift:
+                raise ConfigError(f"layer {name} adds numbers of different scales", code="program-shape")
+        elif isinstance(layer, GuardLayer) and len({self.fractions[one] for one in given}) != 1:
+            raise ConfigError(f"layer {name} adds numbers of different scales", code="program-shape")
+        if isinstance(layer, GuardLayer) and len(layer.limits) != len(given):
+            raise ConfigError(f"layer {name} needs a limit for each source", code="program-shape")
+        if not isinstance(layer, Weighted) and all(one in dealt for one in given):
+            dealt.add(name)
+        self.fractions[name] = fraction
+
+    def weight_shapes(self) -> list[tuple[int, ...]]:
+        """Return the shapes of all weights, in running order."""
+        return [weight_shape(one, self.shapes[one.source]) for one in self.weighted.values()]
+
+    @property
+    def opened(self) -> list[str]:
+        """Name what is opened to party 0: the output, and the guard where there is one."""
+        return [one for one in (self.program.output, self.program.guard) if one is not None]
+
+    def size(self, *names: str) -> int:
+        """Return the length of tensors, bytes."""
+        return sum(prod(self.shapes[one]) for one in names) * self.ring.width
+
+    def _step(self, kind: type[messages.OfBundle], name: str, size: int | None = None) -> Step:
+        return Step(kind, name, self.numbers[name], self.size(name) if size is None else size)
+
+    def to_party(self) -> list[Step]:
+        """List what party 1 receives after `Open`: from the dealer, from party 0 offline, and from party 0 online."""
+        found = [Step(messages.Half)]
+        for name in self.numbers:
+            if name in self.weighted:
+                found.append(self._step(messages.Material, name))
+            elif name in self.gates:
+                found.append(self._step(messages.Material, name, self.gates[name].material))
+        found += [self._step(messages.Covered, name) for name in self.gates]
+        found.append(self._step(messages.Masked, INPUT))
+        for name, gate in self.gates.items():
+            if isinstance(gate, TruncationGate):
+                found.append(self._step(messages.Masked, name, packed_bytes(gate.size, gate.shift)))
+                continue
+            bits = packed_bytes(gate.size, gate.joined_bits + gate.comparisons)
+            found += [self._step(messages.Bits, name, bits), self._step(messages.Masked, name)]
+        return found
+
+    def to_hospital(self) -> list[Step]:
+        """List what party 0 receives of party 1: before the query (blinded weights, where it asks) and in it."""
+        found = [Step(messages.Ready, size=sum(map(prod, self.weight_shapes())) * self.ring.width)]
+        for name, gate in self.gates.items():
+            if isinstance(gate, TruncationGate):
+                found.append(self._step(messages.Tops, name, packed_bytes(gate.size, 1)))
+                continue
+            shifted = packed_bytes(gate.size, gate.seen_bits) + packed_bytes(gate.size, gate.joined_bits)
+            signs = packed_bytes(gate.size, gate.comparisons)
+            found += [self._step(messages.Shifted, name, shifted), self._step(messages.Signs, name, signs)]
+        return [*found, Step(messages.Output, size=self.size(*self.opened))]
+
+    def _measure(self) -> None:
+        steps = [*self.to_party(), *self.to_hospital()]
+        material = sum(one.size for one in steps if one.kind is messages.Material)
+        weights = zip(self.weighted, self.weight_shapes(), strict=True)
+        work = sum(prod(weight[1:]) * prod(self.shapes[name]) for name, weight in weights)
+        limits = {
+            messages.LARGEST_FRAME: max(one.size for one in steps) + messages.LARGEST_FAILURE,
+            messages.LARGEST_PROGRAM: len(self.encoded),
+            LARGEST_MATERIAL: material,
+            LARGEST_WORK: work,
+        }
+        if any(found > most for most, found in limits.items()):
             raise ConfigError("the program is too large for this protocol", code="program-too-large")
 
 
-#: What the sessions of either kind of program are made from.
-AnyPlan = Plan | NetworkPlan
-
-
-def plan_of(program: Program | NetworkProgram) -> AnyPlan:
-    """Check a program of either kind; errors as `Plan` and `NetworkPlan`."""
-    return Plan(program) if isinstance(program, Program) else NetworkPlan(program)
-
-
-def parse(encoded: bytes) -> AnyPlan:
+def parse(encoded: bytes) -> Plan:
     """Read a program that a peer sent.
 
     Raises
@@ -76,14 +170,9 @@ def parse(encoded: bytes) -> AnyPlan:
         It is malformed, too large, or not in its one canonical spelling (``malformed-program``).
     """
     try:
-        plan = plan_of(EITHER.validate_json(encoded))
+        plan = Plan(Program.model_validate_json(encoded))
     except (ValidationError, ConfigError) as error:
         raise ProtocolError("the peer's program is malformed or too large", code="malformed-program") from error
     if plan.encoded != encoded:
         raise ProtocolError("the peer's program is not in its canonical form", code="malformed-program")
     return plan
-
-
-LARGEST_DEAL = overhead(Deal) + LARGEST_PROGRAM
-LARGEST_OPEN = max(overhead(Open), LARGEST_FAILURE)
-LARGEST_FETCH = max(overhead(Fetch), LARGEST_FAILURE)

@@ -12,13 +12,13 @@ import numpy as np
 
 from dicom_node.core.errors import IntegrityError
 
-from ..program import INPUT, ConvolutionLayer, DenseLayer, FlattenLayer, NetworkProgram, ReluLayer
+from ..program import INPUT, ConvolutionLayer, DenseLayer, FlattenLayer, Program, ReluLayer
 from .dealer import Deck
-from .network0 import NetworkHospital
-from .network1 import NetworkParty, PrivateNetwork
-from .network_plan import NetworkPlan
-from .party0 import Terms
-from .session import State
+from .messages import Message
+from .party0 import HospitalSession, Terms
+from .party1 import PartySession, PrivateModel
+from .plan import Plan
+from .session import Session
 
 #: Names of nobody: what is computed here is not secret.
 HOSPITAL, PARTY, MODEL = bytes(32), bytes([1]) * 32, bytes([2]) * 32
@@ -34,7 +34,7 @@ def run(ring_bits: int) -> None:
         The result is another one (``self-test``): this installation must not compute.
     """
     shift = SHIFTS[ring_bits]
-    program = NetworkProgram(
+    program = Program(
         ring_bits=64 if ring_bits == 64 else 32,
         input_shape=(1, 1, 2),
         fraction_bits=8,
@@ -49,31 +49,28 @@ def run(ring_bits: int) -> None:
             DenseLayer(name="sum", source="flat", out_features=1),
         ),
     )
-    weights = {
-        "double.weight": np.full((1, 1, 1, 1), 2.0),
-        "double.bias": np.array([1.0]),
-        "sum.weight": np.ones((1, 2)),
-        "sum.bias": np.array([0.0]),
-    }
-    plan = NetworkPlan(program)
-    model = PrivateNetwork.of("self-test", MODEL, plan, weights)
+    weights = {"double.weight": np.full((1, 1, 1, 1), 2.0), "double.bias": np.ones(1)}
+    weights |= {"sum.weight": np.ones((1, 2)), "sum.bias": np.zeros(1)}
+    plan = Plan(program)
+    model = PrivateModel.of("self-test", MODEL, plan, weights)
     deck = Deck(bytes(32), frozenset({HOSPITAL}), frozenset({PARTY}), lifetime_s=1, largest=1, random=os.urandom)
-    hospital = NetworkHospital(Terms(plan, MODEL, HOSPITAL, PARTY, lambda _: None, {}), os.urandom)
-    party = NetworkParty(HOSPITAL, lambda _: model, lambda _: None, 1)
-    opening = hospital.handle(deck.handle(HOSPITAL, hospital.begin(), 0.0))
-    assert opening is not None
-    fetch = party.handle(opening)
+    hospital = HospitalSession(Terms(plan, MODEL, HOSPITAL, PARTY, lambda _: None, {}), os.urandom)
+    party = PartySession(HOSPITAL, lambda _: model, lambda _: None, 1)
+    fetch = _told(party, _told(hospital, deck.handle(HOSPITAL, hospital.begin(), 0.0)))
     assert fetch is not None
-    answers = [party.handle(part) for part in deck.answers(PARTY, fetch, 0.0)]
-    assert answers[-1] is not None
-    hospital.handle(answers[-1])
+    for part in deck.answers(PARTY, fetch, 0.0):
+        ready = party.handle(part)
+    _told(hospital, ready)
     for covered in hospital.covers():
         party.handle(covered)
-    asked = hospital.query(np.array([1.0, -1.0]).reshape(1, 1, 2))[0]
-    while hospital.state is not State.DONE:
-        answer = party.handle(asked)
-        assert answer is not None
-        asked = hospital.handle(answer)  # type: ignore[assignment]  # its last answer is None
+    asked: Message | None = hospital.query(np.array([[[1.0, -1.0]]]))
+    while asked is not None:
+        asked = _told(hospital, _told(party, asked))
     # A gate may be one unit in the last place too large.
-    if hospital.outputs is None or not 3.0 <= float(hospital.outputs[0, 0]) <= 3.0 + 2.0**-8:
+    if hospital.outputs is None or not 3.0 <= hospital.outputs.item() <= 3.0 + 2.0**-8:
         raise IntegrityError("the self-test of encrypted inference gave a wrong result", code="self-test")
+
+
+def _told(session: Session, message: Message | None) -> Message | None:
+    assert message is not None
+    return session.handle(message)

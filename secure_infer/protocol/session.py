@@ -1,42 +1,75 @@
-"""The one rule of all sessions: a message is either legal in the present state, or the session ends and stays ended."""
+"""The one rule of all sessions: what may come next follows from the program; anything else ends the session for good.
+
+A program fixes the whole course of a query: which messages come, in which order, about which layer and how long each
+is. A session therefore keeps the list of what it still awaits (`Plan.to_hospital`, `Plan.to_party`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
-from typing import Any, ClassVar
+from typing import NamedTuple
 
 from dicom_node.core.errors import ProtocolError
 
-from .messages import Message
+from .messages import LARGEST_FAILURE, Message, OfBundle, overhead
 
 
 class State(Enum):
-    """Where a session stands; each role uses some of these, in this order."""
+    """Where a session stands."""
 
     NEW = "new"
-    DEALING = "dealing"  # party 0 waits for its half
-    OPENING = "opening"  # party 0 waits for party 1
-    FETCHING = "fetching"  # party 1 waits for its half
-    LOADING = "loading"  # party 1 waits for the material of a network
-    COVERING = "covering"  # party 1 waits for party 0's covered shares
+    PREPARING = "preparing"  # offline: nothing that depends on the image has been sent
     READY = "ready"  # both hold their halves; the query may come
-    QUERYING = "querying"  # party 0 waits for the output, or for the next gate
-    JOINING = "joining"  # a gate is half done: party 0 waits for signs, party 1 for bits
+    QUERYING = "querying"
     DONE = "done"
     ABORTED = "aborted"
+
+
+class Step(NamedTuple):
+    """One message that a party awaits.
+
+    Attributes
+    ----------
+    kind : type of Message
+    name : str
+        The layer or tensor that it is about; empty where it is about the whole program.
+    layer : int
+        The number of that layer.
+    size : int
+        Length of the open-ended field, bytes.
+    """
+
+    kind: type[OfBundle]
+    name: str = ""
+    layer: int = 0
+    size: int = 0
 
 
 class Session:
     """A state machine over one bundle, mutated through `handle` alone (and, at party 0, its two beginnings).
 
     A failure of any kind leaves it `ABORTED`: the bundle is burned and its secrets are dropped.
-    """
 
-    LEGAL: ClassVar[Mapping[tuple[State, type[Message]], str]]
+    Attributes
+    ----------
+    bundle : bytes
+        Identifier of the bundle; empty before it is known.
+    awaited : list of Step
+        What the peers have to send, in order; empty while it is this party's turn to begin.
+    """
 
     def __init__(self) -> None:
         self.state = State.NEW
+        self.bundle = b""
+        self.awaited: list[Step] = []
+        self._forget()
+
+    @property
+    def limit(self) -> int:
+        """Longest frame that may come now."""
+        return max(LARGEST_FAILURE, *(overhead(step.kind) + step.size for step in self.awaited[:1]))
 
     def handle(self, message: Message) -> Message | None:
         """Take a message and return the answer to send, if any.
@@ -44,41 +77,48 @@ class Session:
         Raises
         ------
         ProtocolError
-            It is not legal now (``out-of-order``), or its content is wrong; the session is aborted.
+            It is not legal now (``out-of-order``), is about another bundle (``wrong-bundle``) or of the wrong size
+            (``wrong-size``), or its content is wrong; the session is aborted.
         """
-        method = self.LEGAL.get((self.state, type(message)))
-        if method is None:
-            was = self.state
-            self.abort()
+        with self._burning():
+            self._check(message)
+            self._step = self.awaited.pop(0)
+            answer: Message | None = getattr(self, f"_on_{type(message).__name__.lower()}")(message)
+            return answer
+
+    def _check(self, message: Message) -> None:
+        step = self.awaited[0] if self.awaited else None
+        if step is None or type(message) is not step.kind or getattr(message, "layer", step.layer) != step.layer:
             raise ProtocolError(
-                f"the peer sent {type(message).__name__} to a session that is {was.value}", code="out-of-order"
+                f"the peer sent {type(message).__name__} to a session that is {self.state.value}", code="out-of-order"
             )
-        answer: Message | None = self._guarded(getattr(self, method), message)
-        return answer
+        assert isinstance(message, OfBundle)
+        if self.bundle not in (b"", message.bundle):
+            raise ProtocolError("the peer's message is about another bundle", code="wrong-bundle")
+        size = len(getattr(message, "values", b""))
+        if size != step.size:
+            raise ProtocolError(f"the peer sent {size} bytes where {step.size} belong", code="wrong-size")
 
     def abort(self) -> None:
         """End the session for good; harmless when it has ended already."""
         if self.state is not State.DONE:
-            self.state = State.ABORTED
+            self._end(State.ABORTED)
+
+    def _end(self, state: State) -> None:
+        self.state, self.awaited = state, []
         self._forget()
 
     def _forget(self) -> None:
         """Drop every secret."""
+        raise NotImplementedError
 
-    def _guarded(self, step: Callable[..., Any], *arguments: Any) -> Any:
+    @contextmanager
+    def _burning(self, state: State | None = None) -> Iterator[None]:
+        """Abort on any failure within; a state that is not the one asked for is one."""
         try:
-            return step(*arguments)
+            if state not in (None, self.state):
+                raise ProtocolError(f"a session that is {self.state.value} cannot do this", code="out-of-order")
+            yield
         except BaseException:
             self.abort()
             raise
-
-    def _require(self, state: State) -> None:
-        if self.state is not state:
-            was = self.state
-            self.abort()
-            raise ProtocolError(f"a session that is {was.value} cannot do this", code="out-of-order")
-
-    @staticmethod
-    def _same(found: bytes, expected: bytes) -> None:
-        if found != expected:
-            raise ProtocolError("the peer's message is about another bundle", code="wrong-bundle")

@@ -25,7 +25,7 @@ from dicom_node.demo import watch
 from dicom_node.demo.stack import Stack
 from fl_agent.figures import pneumonia_metrics
 from secure_infer.answer import Answer
-from secure_infer.engine import PlaintextEngine
+from secure_infer.clear import PlaintextEngine
 from secure_infer.models import SHIPPED, ModelStore
 from secure_infer.network import Trunk
 from tests.bench import figures

@@ -141,7 +141,7 @@ def run(
             subject = build(roles.models, queries + 1)
             roles.cards["measured"] = subject.card
             images = roles.folder / "images.npy"
-            np.save(images, subject.inputs)
+            np.save(images, subject.samples)
             roles.start()
             stock = stack.enter_context(Stock(subject.module, subject.samples.shape[1:])) if crypten else None
             measurements = measure(subject, roles, images, stock)

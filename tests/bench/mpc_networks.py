@@ -14,10 +14,9 @@ from torch import nn
 import secure_infer
 from secure_infer.card import ModelCard
 from secure_infer.compile import compile_network
-from secure_infer.engine import columns_of
 from secure_infer.models import ModelStore
 from secure_infer.networks import SmallCNN, resnet18
-from tests.secure_infer.small_network import publish_network
+from tests.secure_infer.small_model import publish
 from tests.secure_infer.test_compile import images, trained
 from tests.system.roles import features
 
@@ -30,17 +29,14 @@ class Subject:
     ----------
     module : nn.Module
         In evaluation mode, from (1, *sample.shape) to logits.
-    samples : ndarray, shape (count, ...)
-        Inputs of the module.
-    inputs : ndarray, shape (count, ...)
-        The same as inputs of the encrypted engine's program.
+    samples : ndarray, shape (count, channels, rows, columns)
+        Inputs of the module and of the program.
     card : ModelCard
         Of the same network in the store.
     """
 
     module: nn.Module
     samples: np.ndarray
-    inputs: np.ndarray
     card: ModelCard
 
     def plain(self, number: int) -> np.ndarray:
@@ -53,9 +49,9 @@ def _compiled(make: Callable[[], nn.Module], shape: tuple[int, int, int], name: 
     def build(store: Path, count: int) -> Subject:
         module = trained(make(), shape)
         compiled = compile_network(module, images(shape))
-        card = publish_network(store, compiled.program, compiled.weights, name.replace("_", "-"))
+        card = publish(store, compiled.program, compiled.weights, version=name.replace("_", "-"))
         samples = images(shape, count, seed=7)
-        return Subject(module, samples, samples, card)
+        return Subject(module, samples, card)
 
     return build
 
@@ -68,15 +64,13 @@ def _shipped(store: Path, count: int) -> Subject:
     card, weights = shipped.card(version), shipped.weights(version)
     shutil.copytree(source / version, store / version)
     (layer,) = card.suffix.layers
-    side = int(layer.columns**0.5)
-    given = [features(seed, card.suffix) for seed in range(count)]
     # The same for torch and CrypTen: a convolution over the positions, then the mean.
-    head = nn.Conv2d(layer.in_features, layer.out_features, 1)
-    head.weight.data = torch.from_numpy(weights[f"{layer.name}.weight"])[..., None, None].float()
+    head = nn.Conv2d(card.suffix.input_shape[0], layer.out_channels, 1)
+    head.weight.data = torch.from_numpy(weights[f"{layer.name}.weight"]).float()
     head.bias.data = torch.from_numpy(weights[f"{layer.name}.bias"]).float()
     module = nn.Sequential(head, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
-    samples = np.stack([one.T.reshape(-1, side, side) for one in given])
-    return Subject(module, samples, np.stack([columns_of(card.suffix, one) for one in given]), card)
+    samples = np.stack([features(seed, card.suffix) for seed in range(count)])
+    return Subject(module, samples, card)
 
 
 #: By name: how to build it with so many samples, and how many queries are timed.

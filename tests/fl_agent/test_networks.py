@@ -11,7 +11,7 @@ from fl_agent.randomness import SecureSource
 from fl_agent.train import Recipe, descend, patient_rows
 from secure_infer.compile import compile_network
 from secure_infer.networks import SmallCNN, resnet18
-from tests.secure_infer.small_network import NetworkTrio
+from tests.secure_infer.small_network import Trio
 
 #: Name, module, and a shape of input that is small where the network takes any.
 NETWORKS = [
@@ -40,7 +40,7 @@ def test_a_network_trained_privately_gives_its_logits_under_encryption(make, sha
     network.load_state_dict(averaged)
     network.eval()
     compiled = compile_network(network, images[:3, 0].astype(np.float64))
-    trio = NetworkTrio(compiled.program, compiled.weights)
+    trio = Trio(compiled.program, compiled.weights)
     for image in films(shape, 2, seed=7)[:, 0]:
         with torch.inference_mode():
             expected = network(torch.from_numpy(image)[None])[0].numpy()

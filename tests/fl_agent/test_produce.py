@@ -14,6 +14,7 @@ from fl_agent.produce import Trained
 from fl_agent.train import epsilon
 from secure_infer.answer import Answer
 from secure_infer.card import ModelCard
+from secure_infer.clear import PlaintextEngine
 from secure_infer.models import SHIPPED, ModelStore, public_hex, signing_key
 from secure_infer.network import Trunk
 from tests.fl_agent.small_dataset import write
@@ -53,16 +54,18 @@ def test_the_shipped_figures_meet_what_the_model_promises(shipped: ModelCard) ->
     }
 
 
-def test_evidence_averages_to_the_logits(shipped: ModelCard) -> None:
+def test_the_head_on_the_mean_feature_gives_the_logits(shipped: ModelCard) -> None:
     weights = ModelStore(SHIPPED).weights(shipped.version)
     trunk = Trunk(shipped.trunk.taps, shipped.trunk.sha256)
     features = trunk.features(np.random.default_rng(0).uniform(0, 1, (224, 224)).astype(np.float32))
-    evidence = features @ weights["head.weight"].T + weights["head.bias"]
-    head = Trained(weights, shipped.calibration.scale, shipped.calibration.offsets, 0.0, ())
-    logits = evidence.mean(0)
-    np.testing.assert_allclose(head.logits(features.mean(0)), logits, atol=1e-9)
+    logits = PlaintextEngine(shipped.suffix, weights).infer(features).logits
+    matrix = weights | {"head.weight": weights["head.weight"][:, :, 0, 0]}
+    head = Trained(matrix, shipped.calibration.scale, shipped.calibration.offsets, 0.0, ())
+    np.testing.assert_allclose(head.logits(features.mean((1, 2))), logits, atol=1e-9)
     answer = Answer.from_logits(logits, shipped)
-    np.testing.assert_allclose(head.probabilities(features.mean(0))[1:], [answer.bacterial, answer.viral], atol=1e-9)
+    np.testing.assert_allclose(
+        head.probabilities(features.mean((1, 2)))[1:], [answer.bacterial, answer.viral], atol=1e-9
+    )
 
 
 def test_one_command_trains_and_publishes_a_model(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Programs of whole networks in Python's integers, to compare what the parties compute with."""
+"""Programs in Python's integers, to compare what the parties compute with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from secure_infer.program import (
     ConvolutionLayer,
     DenseLayer,
     FlattenLayer,
-    NetworkProgram,
+    Program,
     ReluLayer,
     SliceLayer,
     SumPoolLayer,
@@ -20,7 +20,7 @@ from secure_infer.program import (
     shapes_of,
     sources,
 )
-from secure_infer.protocol.network_plan import NetworkPlan
+from secure_infer.protocol.plan import Plan
 
 
 def windows(values, layer, channel):
@@ -37,12 +37,12 @@ def windows(values, layer, channel):
             yield y, x, inside
 
 
-def exact(made: NetworkProgram, weights, image: np.ndarray, masks: dict[str, np.ndarray]) -> np.ndarray:
+def exact(made: Program, weights, image: np.ndarray, masks: dict[str, np.ndarray]) -> np.ndarray:
     """The slow obvious way: fixed-point numbers as Python integers, without any ring.
 
     A gate rounds up when the bits it drops carry under its mask: (y + R mod 2^t) >> t.
     """
-    plan, shapes = NetworkPlan(made), shapes_of(made)
+    plan, shapes = Plan(made), shapes_of(made)
     encode = lambda array, bits: [round(v * 2**bits) for v in array.reshape(-1).tolist()]  # noqa: E731
     found = {INPUT: np.array(encode(image, made.fraction_bits), object).reshape(made.input_shape)}
     for layer in made.layers:
@@ -92,4 +92,4 @@ def exact(made: NetworkProgram, weights, image: np.ndarray, masks: dict[str, np.
             result = np.array(sums, object).reshape(-1, 1, 1)
         found[layer.name] = result
     opened = found[made.output]
-    return (opened / 2 ** plan.fractions[made.output]).astype(np.float64).reshape(len(opened), -1)
+    return (opened / 2 ** plan.fractions[made.output]).astype(np.float64)

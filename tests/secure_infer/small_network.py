@@ -1,17 +1,13 @@
-"""Small networks of random shapes, and the three parties of one query on them in this process."""
+"""The three parties of one query in this process, and small networks of random shapes."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import prod
-from pathlib import Path
 
 import numpy as np
 
-from secure_infer.card import ModelCard
-from secure_infer.models import ModelStore, encode_weights
 from secure_infer.program import (
     INPUT,
     AdditionLayer,
@@ -19,31 +15,29 @@ from secure_infer.program import (
     DenseLayer,
     FlattenLayer,
     GuardLayer,
-    NetworkProgram,
+    Program,
     ReluLayer,
     SliceLayer,
     SumPoolLayer,
     TruncationLayer,
     shapes_of,
-    tensor_shapes,
 )
 from secure_infer.protocol.dealer import Deck
 from secure_infer.protocol.messages import Bundle, Half, Label, Message
-from secure_infer.protocol.network0 import NetworkHospital
-from secure_infer.protocol.network1 import NetworkParty, PrivateNetwork
-from secure_infer.protocol.network_plan import NetworkPlan
-from secure_infer.protocol.party0 import Terms
+from secure_infer.protocol.party0 import HospitalSession, Terms
+from secure_infer.protocol.party1 import PartySession, PrivateModel
+from secure_infer.protocol.plan import Plan
 from secure_infer.protocol.prg import Context, bundle_masks, gate_masks
 from secure_infer.protocol.session import State
-from tests.secure_infer.small_model import HOSPITAL, MODEL, PARTY, PUBLISHER, PUBLISHER_HEX, card_of
 
+HOSPITAL, PARTY, MODEL = b"h" * 32, b"p" * 32, b"m" * 32
 #: Fractional bits of activations and weights, by ring.
 FRACTIONS = {64: (16, 26), 32: (8, 10)}
 
 
-def network(layers, shape=(2, 6, 6), bits=64, guard=None, output=None, bound=4.0) -> NetworkProgram:
+def network(layers, shape=(2, 6, 6), bits=64, guard=None, output=None, bound=4.0) -> Program:
     fraction, weights = FRACTIONS[bits]
-    return NetworkProgram(
+    return Program(
         ring_bits=bits,
         input_shape=shape,
         fraction_bits=fraction,
@@ -66,7 +60,7 @@ def maximum(name: str, first: str, second: str, shift: int, *, wide: bool) -> li
     ]
 
 
-def every_kind(bits: int = 64, limit: float = 1000.0) -> NetworkProgram:
+def every_kind(bits: int = 64, limit: float = 1000.0) -> Program:
     """Every kind of layer: strided, padded, grouped, residual, with all gates, both poolings, a guard and a head."""
     shift = FRACTIONS[bits][1]
     layers = [
@@ -98,57 +92,51 @@ def every_kind(bits: int = 64, limit: float = 1000.0) -> NetworkProgram:
     return network(layers, bits=bits, guard="guard", output="head")
 
 
-def weights_of(made: NetworkProgram, seed: int = 1) -> dict[str, np.ndarray]:
-    """Weights that keep values about as large as they are, and that float32 holds exactly."""
-    generator = np.random.default_rng(seed)
-    found = {}
-    for name, shape in tensor_shapes(made).items():
-        scale = 1 / np.sqrt(prod(shape[1:])) if len(shape) > 1 else 0.1
-        found[name] = (scale * generator.normal(size=shape)).astype(np.float32).astype(np.float64)
-    return found
-
-
-def publish_network(root: Path, made: NetworkProgram, weights: dict[str, np.ndarray], version: str) -> ModelCard:
-    """Put a network into a store whose publisher is `small_model.PUBLISHER_HEX`."""
-    encoded = encode_weights(weights)
-    card = card_of(made, encoded, version)
-    ModelStore(root, [PUBLISHER_HEX]).publish(card, encoded, PUBLISHER)
-    return card
-
-
 @dataclass
-class NetworkTrio:
-    """Hospital, party 1 and dealer without sockets; every message is kept with its direction."""
+class Trio:
+    """Hospital, party 1 and dealer without sockets; every message is kept with its direction.
 
-    made: NetworkProgram
+    Attributes
+    ----------
+    transcript : list of (str, Message)
+        Directions such as ``"P0→D"``, in order.
+    """
+
+    made: Program
     weights: dict[str, np.ndarray]
     random: Callable[[int], bytes] = os.urandom
     master: bytes = b"k" * 32
+    spend: Callable[[bytes], None] = lambda bundle: None
     transcript: list[tuple[str, Message]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.plan = NetworkPlan(self.made)
-        self.model = PrivateNetwork.of("1", MODEL, self.plan, self.weights)
-        self.terms = Terms(self.plan, MODEL, HOSPITAL, PARTY, lambda _: None, {})
+        self.plan = Plan(self.made)
+        self.model = PrivateModel.of("1", MODEL, self.plan, self.weights)
+        self.terms = Terms(self.plan, MODEL, HOSPITAL, PARTY, self.spend, {})
         self.deck = Deck(
             self.master, frozenset({HOSPITAL}), frozenset({PARTY}), lifetime_s=60, largest=64, random=self.random
         )
+
+    def hospital(self) -> HospitalSession:
+        return HospitalSession(self.terms, self.random)
+
+    def party(self) -> PartySession:
+        return PartySession(HOSPITAL, lambda _: self.model, self.spend, 600)
 
     def _note(self, direction: str, message: Message | None) -> Message:
         assert message is not None
         self.transcript.append((direction, message))
         return message
 
-    def prepare(self) -> tuple[NetworkHospital, NetworkParty]:
+    def prepare(self) -> tuple[HospitalSession, PartySession]:
         """Run the offline phase."""
-        hospital = NetworkHospital(self.terms, self.random)
-        party = NetworkParty(HOSPITAL, lambda _: self.model, lambda _: None, 600)
+        hospital, party = self.hospital(), self.party()
         deal = self._note("P0→D", hospital.begin())
         bundle = self._note("D→P0", self.deck.handle(HOSPITAL, deal, 0.0))
         fetch = self._note("P1→D", party.handle(self._note("P0→P1", hospital.handle(bundle))))
         ready = None
         for part in self.deck.answers(PARTY, fetch, 0.0):
-            assert len(part.encode()) <= party.dealer_limit
+            assert len(part.encode()) <= party.limit
             ready = party.handle(self._note("D→P1", part))
         hospital.handle(self._note("P1→P0", ready))
         for covered in hospital.covers():
@@ -157,10 +145,10 @@ class NetworkTrio:
         assert party.state is State.READY
         return hospital, party
 
-    def ask(self, image: np.ndarray, sessions: tuple[NetworkHospital, NetworkParty] | None = None) -> np.ndarray:
-        """Run a query and return the opened output."""
+    def ask(self, image: np.ndarray, sessions: tuple[HospitalSession, PartySession] | None = None) -> np.ndarray:
+        """Run a query and return the opened output, shape (channels, rows, columns)."""
         hospital, party = sessions or self.prepare()
-        (asked,) = hospital.query(image)
+        asked = hospital.query(image)
         while hospital.state is not State.DONE:
             assert len(asked.encode()) <= party.limit
             answer = self._note("P1→P0", party.handle(self._note("P0→P1", asked)))
@@ -195,7 +183,7 @@ class Builder:
     bits: int
     layers: list = field(default_factory=list)
 
-    def make(self) -> NetworkProgram:
+    def make(self) -> Program:
         self.shift = FRACTIONS[self.bits][1]
         self.shape = (self.draw(1, 3), self.draw(3, 6), self.draw(3, 6))
         here = INPUT

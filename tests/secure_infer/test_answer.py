@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from secure_infer.answer import Answer
 from secure_infer.card import Calibration, ModelCard, OperatingPoint
-from tests.secure_infer.small_model import card_of, program
+from tests.secure_infer.small_model import card_of, head
 
 
 def card(scale: float = 1.0, offsets: tuple[float, float, float] = (0, 0, 0)) -> ModelCard:
     point = OperatingPoint(absent_below=0.3, present_from=0.6, undetermined_share=0.1)
     calibration = Calibration(scale=scale, offsets=offsets, method="none")
-    return card_of(program(4, 3), b"").model_copy(update={"operating_point": point, "calibration": calibration})
+    return card_of(head(4, 3), b"").model_copy(update={"operating_point": point, "calibration": calibration})
 
 
 def logits(pneumonia: float) -> np.ndarray:

@@ -9,12 +9,12 @@ from torch import nn
 from torchvision.models import resnet18 as with_batch_norm
 
 from dicom_node.core.errors import ConfigError, Refused
-from secure_infer.clear import ClearNetworkEngine, evaluate
+from secure_infer.clear import PlaintextEngine, evaluate
 from secure_infer.compile import compile_network
-from secure_infer.engine import columns_of
+from secure_infer.engine import input_of
 from secure_infer.networks import SmallCNN
 from secure_infer.program import ReluLayer
-from tests.secure_infer.small_network import NetworkTrio
+from tests.secure_infer.small_network import Trio
 
 
 def trained(network: nn.Module, shape: tuple[int, int, int], seed: int = 0) -> nn.Module:
@@ -55,21 +55,21 @@ def resnet18() -> nn.Module:
 def test_a_whole_network_under_encryption_gives_the_modules_logits(make, shape):
     network = trained(make(), shape)
     compiled = compile_network(network, images(shape))
-    trio = NetworkTrio(compiled.program, compiled.weights)
+    trio = Trio(compiled.program, compiled.weights)
     sample = images(shape, 2, seed=9)
     for image in (*sample, sample[0] * 0 + 1, sample[0] * 0, -sample[0]):
         opened = trio.ask(image).reshape(-1)
         trio.transcript.clear()
         assert np.abs(opened - logits(network, image)).max() < 1e-3
     with pytest.raises(Refused):
-        columns_of(compiled.program, sample[0] * 100)
+        input_of(compiled.program, sample[0] * 100)
 
 
 def test_the_engine_in_the_clear_gives_the_modules_logits():
     network = trained(SmallCNN(), (1, 128, 128))
     compiled = compile_network(network, images((1, 128, 128)))
     image = images((1, 128, 128), 1, seed=4)[0]
-    found = ClearNetworkEngine(compiled.program, compiled.weights).infer(image)
+    found = PlaintextEngine(compiled.program, compiled.weights).infer(image)
     assert np.abs(found.logits - logits(network, image)).max() < 1e-5
 
 

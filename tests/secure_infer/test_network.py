@@ -81,13 +81,13 @@ def test_features_are_pooled_to_the_grid_and_scaled_to_unit_length(trunk: Trunk,
     for tap in TAPS:
         grid = expected[tap][0].numpy()
         step = grid.shape[1] // 7
-        cells = grid.reshape(len(grid), 7, step, 7, step).mean((2, 4)).reshape(len(grid), 49).T
-        blocks.append(cells / np.linalg.norm(cells.mean(0)) / np.sqrt(3))
+        cells = grid.reshape(len(grid), 7, step, 7, step).mean((2, 4))
+        blocks.append(cells / np.linalg.norm(cells.mean((1, 2))) / np.sqrt(3))
     found = trunk.features(image)
     assert found.dtype == np.float64
-    assert found.shape == (49, trunk.channels)
-    np.testing.assert_allclose(found, np.concatenate(blocks, 1), atol=2e-5)
-    assert np.linalg.norm(found.mean(0)) == pytest.approx(1.0, abs=1e-5)
+    assert found.shape == (trunk.channels, 7, 7)
+    np.testing.assert_allclose(found, np.concatenate(blocks), atol=2e-5)
+    assert np.linalg.norm(found.mean((1, 2))) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_a_batch_gives_what_its_images_give(trunk: Trunk, image: np.ndarray) -> None:

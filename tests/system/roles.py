@@ -18,17 +18,17 @@ from dicom_node.core.pki import Authority
 from dicom_node.core.settings import EndpointSettings, InferenceSettings, TlsSettings
 from dicom_node.launch import Service
 from secure_infer import dealer, party
-from secure_infer.card import ModelCard, Program
+from secure_infer.card import ModelCard
 from secure_infer.dealt import DealtEngine
-from secure_infer.engine import PlaintextEngine
 from secure_infer.models import ModelStore
+from secure_infer.program import Program
 from secure_infer.protocol.channel import Channel
 from secure_infer.protocol.messages import Deal
-from tests.secure_infer.small_model import PUBLISHER_HEX, program, publish
+from tests.secure_infer.small_model import PUBLISHER_HEX, head, publish
 
 #: The default model's head, and the same head for hospitals that shall see no map.
-MAP = program(1280, 3, columns=49, fraction=20, output=4096.0)
-POOLED = program(1280, 3, columns=1, fraction=20, output=4096.0)
+MAP = head(1280, 3, side=7, fraction=20, output=4096.0)
+POOLED = head(1280, 3, side=1, fraction=20, output=4096.0)
 HOSPITALS = ("hospital", "second")
 #: Longer than any frame of the protocol here.
 LARGE = 1 << 20
@@ -51,8 +51,8 @@ class Roles:
             self.tls[name] = self.tls[name].model_copy(update={"crl": crl})
         self.models = folder / "models"
         self.cards = {
-            "map": publish(self.models, MAP, version="map", scale=0.05),
-            "pooled": publish(self.models, POOLED, version="pooled", scale=0.05),
+            "map": publish(self.models, MAP, version="map"),
+            "pooled": publish(self.models, POOLED, version="pooled"),
         }
         allowed = tuple(self.fingerprint(name) for name in hospitals)
         self.dealer_port = self.party_port = 0
@@ -159,7 +159,7 @@ def toml(values: dict[str, Any]) -> str:
 
 def features(seed: int = 0, made: Program = MAP) -> np.ndarray:
     """Positive, mostly small features, as a trunk that ends in ReLU6 gives them."""
-    return np.random.default_rng(seed).exponential(0.5, size=(49, made.layers[0].in_features)).clip(0, 6)
+    return np.random.default_rng(seed).exponential(0.5, size=(made.input_shape[0], 7, 7)).clip(0, 6)
 
 
 def ask(engine: DealtEngine, seed: int = 0) -> np.ndarray:
@@ -170,6 +170,8 @@ def ask(engine: DealtEngine, seed: int = 0) -> np.ndarray:
 
 
 def plain(roles: Roles, seed: int = 0) -> np.ndarray:
+    from secure_infer.clear import PlaintextEngine  # torch, which a hospital of the bench does without
+
     return PlaintextEngine(MAP, roles.weights()).infer(features(seed)).logits
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from dicom_node.core.errors import ProtocolError, Refused, VeilRayError
+from secure_infer.clear import PlaintextEngine
 from secure_infer.dealt import DealtEngine
-from secure_infer.engine import PlaintextEngine
 from secure_infer.protocol.messages import Fetch, Half, Masked, Open, Output, Ready
 from secure_infer.protocol.plan import Plan
 from tests.secure_infer.small_model import publish
@@ -46,7 +46,7 @@ def test_three_processes_give_the_plaintext_answer(roles, tmp_path):
     assert np.abs(np.array(found["evidence"]) - reference.evidence).max() < 1e-3
 
 
-def test_a_model_of_one_column_gives_the_same_logits_and_no_map(roles):
+def test_a_model_of_one_position_gives_the_same_logits_and_no_map(roles):
     engine = roles.engine("pooled")
     found = engine.infer(features())
     engine.close()
@@ -90,13 +90,13 @@ def test_two_hospitals_are_served_side_by_side(roles):
 
 
 def test_a_model_published_while_party_1_runs_is_served(roles):
-    card = publish(roles.models, MAP, seed=9, version="later", scale=0.05)
+    card = publish(roles.models, MAP, seed=9, version="later")
     reference = PlaintextEngine(MAP, roles.weights("later")).infer(features()).logits
     assert np.abs(ask(roles.engine(card)) - reference).max() < 1e-4
 
 
 def test_a_model_that_is_not_served_is_named(roles, tmp_path):
-    card = publish(tmp_path / "elsewhere", MAP, seed=5, version="foreign", scale=0.05)
+    card = publish(tmp_path / "elsewhere", MAP, seed=5, version="foreign")
     with pytest.raises(ProtocolError) as caught:
         ask(roles.engine(card))
     assert caught.value.code == "unknown-model"
@@ -106,7 +106,7 @@ def test_features_out_of_bounds_are_refused_before_anything_is_dialled(roles):
     nowhere = roles.endpoint("dealer").model_copy(update={"port": 9})
     engine = roles.engine(dealer=nowhere)
     given = features()
-    given[0, 0] = 17.0
+    given[0, 0, 0] = 17.0
     with pytest.raises(Refused):
         engine.infer(given)
     engine.close()

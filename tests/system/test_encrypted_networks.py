@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dicom_node.core.errors import ConfigError, ProtocolError, Refused, Unavailable, VeilRayError
-from secure_infer.clear import ClearNetworkEngine
+from secure_infer.clear import PlaintextEngine
 from secure_infer.protocol.messages import Covered, Masked
-from tests.secure_infer.small_network import Builder, every_kind, publish_network, weights_of
+from tests.secure_infer.small_model import publish, weights_of
+from tests.secure_infer.small_network import Builder, every_kind
 from tests.system.roles import Roles
 
 MADE = every_kind()
@@ -23,7 +24,7 @@ WEIGHTS = weights_of(MADE)
 @pytest.fixture(scope="module")
 def roles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Roles]:
     made = Roles(tmp_path_factory.mktemp("roles"))
-    made.cards["network"] = publish_network(made.models, MADE, WEIGHTS, "network")
+    made.cards["network"] = publish(made.models, MADE, WEIGHTS, version="network")
     try:
         made.start()
         yield made
@@ -36,7 +37,7 @@ def image(seed: int, made=MADE) -> np.ndarray:
 
 
 def clear(seed: int) -> np.ndarray:
-    return ClearNetworkEngine(MADE, WEIGHTS).infer(image(seed)).logits
+    return PlaintextEngine(MADE, WEIGHTS).infer(image(seed)).logits
 
 
 @pytest.mark.parametrize("prefetch", [0, 3])
@@ -56,11 +57,11 @@ def test_random_networks_give_the_answer_in_the_clear(roles):
     def check(data, bits, seed):
         made = Builder(lambda low, high: data.draw(st.integers(low, high)), bits).make()
         weights = weights_of(made, seed)
-        drawn.append(publish_network(roles.models, made, weights, f"random{len(drawn)}"))
+        drawn.append(publish(roles.models, made, weights, version=f"random{len(drawn)}"))
         engine = roles.engine(drawn[-1])
         found = engine.infer(image(seed, made)).logits
         engine.close()
-        expected = ClearNetworkEngine(made, weights).infer(image(seed, made)).logits
+        expected = PlaintextEngine(made, weights).infer(image(seed, made)).logits
         assert np.abs(found - expected).max() < (1e-3 if bits == 64 else 0.3)
 
     check()
@@ -82,7 +83,7 @@ def test_a_hospital_that_breaks_the_rules_online_is_told_so_and_its_bundle_is_bu
     engine = roles.engine("network")
     prepared = engine._prepare()
     session, channel = prepared.session, prepared.channel
-    (masked,) = session.query(image(1))
+    masked = session.query(image(1))
     if fault == "wrong size":
         channel.send(Masked(masked.bundle, masked.layer, masked.values[:-8]))
     elif fault == "wrong layer":

@@ -19,7 +19,7 @@ from dicom_node.core.audit import GENESIS
 from dicom_node.core.database import Database, audit_event
 from dicom_node.core.errors import ConfigError, IntegrityError, ProtocolError, Unavailable, VeilRayError
 from dicom_node.launch import Service
-from secure_infer.engine import PlaintextEngine
+from secure_infer.clear import PlaintextEngine
 from secure_infer.models import ModelStore
 from secure_infer.trail import verify
 from tests.secure_infer.small_model import PUBLISHER_HEX, publish
@@ -176,7 +176,7 @@ def test_an_expired_list_lets_nobody_in_until_it_is_renewed_and_a_bad_one_keeps_
 
 
 def test_two_versions_are_served_at_once_and_a_retired_one_ends_at_a_reload(roles):
-    card = publish(roles.models, MAP, seed=9, version="leaving", scale=0.05)
+    card = publish(roles.models, MAP, seed=9, version="leaving")
     reference = PlaintextEngine(MAP, roles.weights("leaving")).infer(features()).logits
     engine = roles.engine(card)
     assert np.abs(engine.infer(features()).logits - reference).max() < 1e-4

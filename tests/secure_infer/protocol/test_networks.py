@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from dicom_node.core.errors import ConfigError, Refused
 from secure_infer.clear import evaluate
 from secure_infer.program import INPUT, ConvolutionLayer, DenseLayer, ReluLayer
-from secure_infer.protocol.network1 import PrivateNetwork
-from secure_infer.protocol.network_plan import NetworkPlan
+from secure_infer.protocol.party1 import PrivateModel
+from secure_infer.protocol.plan import Plan
 from tests.secure_infer.integer_reference import exact
-from tests.secure_infer.small_model import MODEL
-from tests.secure_infer.small_network import Builder, NetworkTrio, every_kind, network, weights_of
+from tests.secure_infer.small_model import weights_of
+from tests.secure_infer.small_network import MODEL, Builder, Trio, every_kind, network
 
 #: Weights of `every_kind` between its guarded gates.
 GUARDED = ("stem.weight", "depth.weight", "half.weight", "project.weight")
@@ -26,7 +26,7 @@ def test_a_random_network_gives_exactly_the_integer_result(data, bits, seed):
     made = Builder(lambda low, high: data.draw(st.integers(low, high)), bits).make()
     weights = weights_of(made, seed)
     image = np.random.default_rng(seed).uniform(-1, 1, made.input_shape)
-    trio = NetworkTrio(made, weights)
+    trio = Trio(made, weights)
     opened = trio.ask(image)
     assert (opened == exact(made, weights, image, trio.gate_masks())).all()
 
@@ -35,7 +35,7 @@ def test_a_network_of_every_kind_of_layer_gives_the_integer_result_and_nearly_th
     made = every_kind()
     weights = weights_of(made)
     image = np.random.default_rng(3).uniform(-4, 4, made.input_shape)
-    trio = NetworkTrio(made, weights)
+    trio = Trio(made, weights)
     for _ in range(3):
         opened = trio.ask(image)
         assert (opened == exact(made, weights, image, trio.gate_masks())).all()
@@ -49,10 +49,10 @@ def test_the_guard_refuses_an_image_whose_sums_exceed_their_limits_and_no_other(
     weights = {name: value * (16 if name in GUARDED else 1) for name, value in weights.items()}
     assert (evaluate(made, weights, image)["sums"].numpy() > 1024).any()  # what the guard resolves
     with pytest.raises(Refused) as caught:
-        NetworkTrio(made, weights).ask(image)
+        Trio(made, weights).ask(image)
     assert caught.value.code == "features-out-of-range"
     assert (evaluate(made, weights, image / 1000)["sums"].numpy() < 0).all()
-    NetworkTrio(made, weights).ask(image / 1000)
+    Trio(made, weights).ask(image / 1000)
 
 
 def deep(limit: float | None) -> tuple:
@@ -66,10 +66,10 @@ def test_a_network_whose_values_could_leave_the_ring_is_served_behind_a_guard_al
     for limit in (None, 1e9):
         made, weights = deep(limit)
         with pytest.raises(ConfigError) as caught:
-            PrivateNetwork.of("1", MODEL, NetworkPlan(made), weights)
+            PrivateModel.of("1", MODEL, Plan(made), weights)
         assert caught.value.code == "ring-overflow"
     made, weights = deep(100.0)
-    PrivateNetwork.of("1", MODEL, NetworkPlan(made), weights)
+    PrivateModel.of("1", MODEL, Plan(made), weights)
 
 
 def test_weights_behind_no_gate_are_refused():
@@ -78,7 +78,7 @@ def test_weights_behind_no_gate_are_refused():
         ConvolutionLayer(name="two", source="one", out_channels=2, kernel=(1, 1)),
     ]
     with pytest.raises(ConfigError) as caught:
-        NetworkPlan(network(layers))
+        Plan(network(layers))
     assert caught.value.code == "program-shape"
 
 

@@ -1,47 +1,99 @@
-"""The transcript of one query under fixed randomness, byte for byte; `python -m` this file writes it anew."""
+"""The transcripts of two queries under fixed randomness, byte for byte; `python -m` this file writes them anew.
+
+A second implementation can check itself against `vectors.json`: every random number that anybody drew stands there, and
+every frame that anybody sent, for a linear head and for a network that needs every kind of message.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from secure_infer.protocol.messages import Label
-from secure_infer.protocol.prg import Context, bundle_masks, weight_mask_id, weight_mask_seed, weight_masks
+from secure_infer.program import (
+    INPUT,
+    AdditionLayer,
+    ConvolutionLayer,
+    DenseLayer,
+    FlattenLayer,
+    GuardLayer,
+    Program,
+    ReluLayer,
+    SliceLayer,
+    SumPoolLayer,
+    TruncationLayer,
+)
+from secure_infer.protocol.messages import KINDS, Failure, Label, decode
+from secure_infer.protocol.prg import (
+    Context,
+    bundle_masks,
+    gate_masks,
+    private_masks,
+    weight_mask_id,
+    weight_mask_seed,
+    weight_masks,
+)
 from secure_infer.protocol.ring import Ring
-from tests.secure_infer.small_model import HOSPITAL, MODEL, PARTY, Trio, program
+from tests.secure_infer.small_model import head, weights_of
+from tests.secure_infer.small_network import HOSPITAL, MODEL, PARTY, Trio, network
 
 FILE = Path(__file__).with_name("vectors.json")
-COLUMNS = [[1.0, -2.5], [0.125, 16.0]]
-WEIGHTS = {
-    "layer0.weight": [[0.5, -0.25], [1.0, 2.0], [-3.0, 0.0625]],
-    "layer0.bias": [0.25, -1.0, 0.0],
-    "layer1.weight": [[1.0, -1.0, 0.5]],
-    "layer1.bias": [0.5],
-}
 
 
-def fixed_bytes() -> object:
-    """Bytes that look random and are the same on every machine (SHAKE-128 of a counter)."""
-    numbers = itertools.count()
-    return lambda size: hashlib.shake_128(f"test vector {next(numbers)}".encode()).digest(size)
+def every_message() -> Program:
+    """Gates of each kind between a convolution, a residual sum and a dense layer, and the guard of the ReLU."""
+    layers = [
+        ConvolutionLayer(name="one", source=INPUT, out_channels=2, kernel=(2, 2), padding=(1, 1), stride=(2, 2)),
+        ReluLayer(name="relu", source="one", shift=26),
+        ConvolutionLayer(name="two", source="relu", out_channels=2, kernel=(1, 1), groups=2),
+        AdditionLayer(name="sum", first="two", second="relu", second_shift=26),
+        ReluLayer(name="relu6", source="sum", shift=26, ceiling=1.0),
+        ConvolutionLayer(name="three", source="relu6", out_channels=1, kernel=(1, 1)),
+        TruncationLayer(name="linear", source="three", shift=26),
+        SliceLayer(name="slice", source="linear", axis="columns", offset=0, step=1, count=2),
+        SumPoolLayer(name="pool", source="slice", kernel=(2, 1), stride=(1, 1)),
+        FlattenLayer(name="flat", source="pool"),
+        DenseLayer(name="head", source="flat", out_features=3),
+        GuardLayer(name="sums", sources=("relu",), limits=(64.0,)),
+        ReluLayer(name="guard", source="sums", shift=26),
+    ]
+    return network(layers, shape=(1, 2, 3), guard="guard", output="head")
 
 
-def transcript() -> dict[str, object]:
-    made = program(2, 3, 1, columns=2)
-    trio = Trio(made, {name: np.array(value) for name, value in WEIGHTS.items()}, random=fixed_bytes())
-    opened = trio.ask(np.array(COLUMNS))
+PROGRAMS = {"head": head(2, 3), "network": every_message()}
+
+
+class Recorded:
+    """Bytes that look random and are the same on every machine (SHAKE-128 of a counter), kept in order."""
+
+    def __init__(self) -> None:
+        self.drawn: list[bytes] = []
+
+    def __call__(self, size: int) -> bytes:
+        self.drawn.append(hashlib.shake_128(f"test vector {len(self.drawn)}".encode()).digest(size))
+        return self.drawn[-1]
+
+
+def transcript(name: str) -> dict[str, object]:
+    made, random = PROGRAMS[name], Recorded()
+    # Few bits, so that a reader of the file can follow.
+    weights = {key: np.round(value * 16) / 16 for key, value in weights_of(made).items()}
+    image = np.round(np.random.default_rng(2).uniform(-2, 2, made.input_shape) * 8) / 8
+    trio = Trio(made, weights, random=random)
+    opened = trio.ask(image)
     return {
         "hospital": HOSPITAL.hex(),
         "party": PARTY.hex(),
         "model": MODEL.hex(),
         "master": trio.master.hex(),
+        "random": [one.hex() for one in random.drawn],
         "program": made.model_dump(),
-        "weights": WEIGHTS,
-        "columns": COLUMNS,
+        "weights": {key: value.tolist() for key, value in weights.items()},
+        "image": image.tolist(),
         "frames": [[way, type(message).__name__, message.encode().hex()] for way, message in trio.transcript],
         "opened": opened.tolist(),
     }
@@ -49,19 +101,38 @@ def transcript() -> dict[str, object]:
 
 def streams() -> dict[str, str]:
     seed = weight_mask_seed(bytes(32), MODEL, HOSPITAL, PARTY)
-    masks = bundle_masks(bytes(32), Context(bytes(16), bytes(16), MODEL, HOSPITAL, PARTY))
+    bundle = bundle_masks(bytes(32), Context(bytes(16), bytes(16), MODEL, HOSPITAL, PARTY))
+    words: Callable[..., str] = lambda key, label, layer: key.words(label, layer, (4,), Ring(64)).tobytes().hex()  # noqa: E731
     return {
         "weight mask seed": seed.hex(),
         "weight mask id": weight_mask_id(seed).hex(),
-        "b of layer 0": Ring(64).to_bytes([weight_masks(seed).words(Label.WEIGHT_MASK, 0, (4,), Ring(64))]).hex(),
-        "r of layer 0": Ring(64).to_bytes([masks.words(Label.INPUT_MASK, 0, (4,), Ring(64))]).hex(),
-        "r of layer 1": Ring(64).to_bytes([masks.words(Label.INPUT_MASK, 1, (4,), Ring(64))]).hex(),
-        "k0 of layer 0": Ring(64).to_bytes([masks.words(Label.OUTPUT_MASK, 0, (4,), Ring(64))]).hex(),
+        "b of layer 1": words(weight_masks(seed), Label.WEIGHT_MASK, 1),
+        "r of the input": words(bundle, Label.INPUT_MASK, 0),
+        "r of layer 1": words(bundle, Label.INPUT_MASK, 1),
+        "k0 of layer 1": words(bundle, Label.OUTPUT_MASK, 1),
+        "R0 of layer 1": words(bundle, Label.GATE_MASK, 1),
+        "R1 of layer 1": words(gate_masks(seed, bytes(16)), Label.PARTY_GATE_MASK, 1),
+        "tables of layer 1": bundle.stream(Label.GATE_TABLES, 1, 32).tobytes().hex(),
+        "bits of layer 1": private_masks(bytes(32)).stream(Label.GATE_BITS, 1, 32).tobytes().hex(),
     }
 
 
-def test_the_transcript_under_fixed_randomness_is_the_committed_one():
-    assert json.loads(json.dumps(transcript())) == json.loads(FILE.read_text())["transcript"]
+def vectors() -> dict[str, object]:
+    failure = Failure(1, b"out-of-order").encode().hex()
+    return {**{name: transcript(name) for name in PROGRAMS}, "streams": streams(), "failure": failure}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_transcript_under_fixed_randomness_is_the_committed_one(name):
+    assert json.loads(json.dumps(transcript(name))) == json.loads(FILE.read_text())[name]
+
+
+def test_every_kind_of_message_stands_in_the_vectors_and_reads_back():
+    kept = json.loads(FILE.read_text())
+    frames = [bytes.fromhex(frame) for name in PROGRAMS for _, _, frame in kept[name]["frames"]]
+    frames.append(bytes.fromhex(kept["failure"]))
+    assert {type(decode(frame)) for frame in frames} == set(KINDS.values())
+    assert all(decode(frame).encode() == frame for frame in frames)
 
 
 def test_the_pseudo_random_streams_are_the_committed_ones_and_all_differ():
@@ -84,4 +155,4 @@ def test_a_stream_is_aes_128_in_counter_mode_from_the_labels_counter_block():
 
 
 if __name__ == "__main__":
-    FILE.write_text(json.dumps({"transcript": transcript(), "streams": streams()}, indent=1) + "\n")
+    FILE.write_text(json.dumps(vectors(), indent=1) + "\n")

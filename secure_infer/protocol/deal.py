@@ -1,4 +1,4 @@
-"""The dealer's part of a network: party 1's material, layer by layer."""
+"""The dealer's part of a bundle: party 1's material, layer by layer."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Iterator
 from ..program import INPUT, Gated, sources, weight_shape
 from .layers import local, weigh
 from .messages import Label, Material
-from .network_plan import NetworkPlan
+from .plan import Plan
 from .prg import Prg, gate_masks, private_masks, weight_masks
 from .ring import Words, packed
 
 
-def masks_of(plan: NetworkPlan, name: str, bundle: Prg) -> Words:
+def masks_of(plan: Plan, name: str, bundle: Prg) -> Words:
     """Expand r, party 0's share of the input or of a gate's result."""
     return bundle.words(Label.INPUT_MASK, plan.numbers[name], plan.shapes[name], plan.ring)
 
 
 def materials(
-    plan: NetworkPlan, name: bytes, bundle: Prg, weight_mask_seed: bytes, *, private_seed: bytes
+    plan: Plan, name: bytes, bundle: Prg, weight_mask_seed: bytes, *, private_seed: bytes
 ) -> Iterator[Material]:
     """Make party 1's material of the bundle `name`: c = b∘r - k0 for each layer with weights, tables for each gate."""
     weights, party = weight_masks(weight_mask_seed), gate_masks(weight_mask_seed, name)
