@@ -27,10 +27,22 @@ class SecureSource:
         cipher = Cipher(algorithms.AES(os.urandom(32) if key is None else key), modes.CTR(bytes(16)))
         self._stream = cipher.encryptor()
 
+    def words(self, count: int) -> NDArray[np.uint64]:
+        """Draw `count` numbers, uniform on 0 to 2^64 - 1."""
+        return np.frombuffer(self._stream.update(bytes(8 * count)), dtype="<u8")
+
+    def below(self, limit: int, count: int) -> NDArray[np.int64]:
+        """Draw `count` whole numbers, exactly uniform on 0 to limit - 1; `limit` is at most 2^62."""
+        shift = np.uint64(64 - max(1, (limit - 1).bit_length()))
+        drawn = np.empty(0, dtype=np.int64)
+        while len(drawn) < count:  # what is not below is drawn again: a remainder would favour small numbers
+            found = (self.words(2 * (count - len(drawn)) + 8) >> shift).astype(np.int64)
+            drawn = np.concatenate([drawn, found[found < limit]])
+        return drawn[:count]
+
     def uniform(self, count: int) -> NDArray[np.float64]:
         """Draw `count` numbers, uniform on the 2^53 midpoints of (0, 1); never 0 or 1."""
-        words = np.frombuffer(self._stream.update(bytes(8 * count)), dtype="<u8")
-        drawn: NDArray[np.float64] = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+        drawn: NDArray[np.float64] = ((self.words(count) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
         # The topmost midpoint rounds to 1 in binary64, where the normal quantile is infinite.
         return np.minimum(drawn, 1.0 - 2.0**-53)
 

@@ -1,0 +1,389 @@
+"""What a coordinator, a relay or a hospital may say instead of what it should: named errors, and no secret leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dicom_node.core.errors import ProtocolError, Refused
+from fl_agent.secagg.frames import frame, keys_statement, open_frame, survivors_statement
+from fl_agent.secagg.messages import (
+    AdvertiseKeys,
+    CiphertextList,
+    ConsistencyCheck,
+    KeyEntry,
+    KeyList,
+    MaskedInput,
+    Message,
+    SealedEntry,
+    Secret,
+    ShareEntry,
+    ShareKeys,
+    SignatureEntry,
+    SignatureList,
+    SurvivorList,
+    Unmasking,
+    UserEntry,
+)
+from fl_agent.secagg.stages import Stage
+from tests.fl_agent.secagg.consortium import Consortium, expected, run
+from tests.fl_agent.secagg.liar import Coordinator, refused
+from tests.fl_agent.secagg.test_transitions import Play
+
+#: Two public keys of X25519 that nobody has the secret of.
+X_PUBLIC = [bytes([9]) + bytes(31), bytes([16]) + bytes(31)]
+EVERYBODY = {1, 2, 3, 4, 5}
+
+
+@pytest.fixture
+def coordinator(tmp_path: Path) -> Coordinator:
+    return Coordinator(Consortium(tmp_path, 5))
+
+
+# A coordinator that lies
+
+
+def test_different_survivors_for_different_clients_are_caught(coordinator: Coordinator) -> None:
+    """The attack that the consistency round is for: both of user 5's secrets, from two groups of clients."""
+    coordinator.masked()
+    one = [coordinator.sign(user, EVERYBODY) for user in (1, 2)]
+    other = [coordinator.sign(user, EVERYBODY - {5}) for user in (3, 4)]
+    both = SignatureList(tuple(one + other))
+    refused(coordinator.clients[1], lambda: coordinator.tell(1, both), "bad-signature")
+    refused(coordinator.clients[3], lambda: coordinator.tell(3, both), "bad-signature")
+
+
+def test_fewer_signatures_than_the_threshold_unmask_nothing(coordinator: Coordinator) -> None:
+    coordinator.masked()
+    signed = SignatureList(tuple(coordinator.sign(user, EVERYBODY) for user in (1, 2, 3)))
+    refused(coordinator.clients[1], lambda: coordinator.tell(1, signed), "below-threshold")
+
+
+def test_no_signatures_at_all_unmask_nothing(coordinator: Coordinator) -> None:
+    coordinator.masked()
+    coordinator.sign(1, EVERYBODY)
+    refused(coordinator.clients[1], lambda: coordinator.tell(1, SignatureList(())), "below-threshold")
+
+
+def test_a_signature_of_somebody_who_is_no_survivor_does_not_count(coordinator: Coordinator) -> None:
+    coordinator.masked()
+    signed = [coordinator.sign(user, EVERYBODY - {5}) for user in (1, 2, 3)]
+    outsider = SignatureEntry(5, signed[0].signature)
+    refused(coordinator.clients[1], lambda: coordinator.tell(1, SignatureList((*signed, outsider))), "wrong-members")
+
+
+@pytest.mark.parametrize("survivors", [(2, 3, 4, 5), (1, 2, 3), (1, 2, 3, 4, 6), (1,), ()])
+def test_an_impossible_set_of_survivors_is_refused(coordinator: Coordinator, survivors: tuple[int, ...]) -> None:
+    coordinator.masked()
+    told = SurvivorList(tuple(map(UserEntry, survivors)))
+    code = "below-threshold" if survivors in {(1, 2, 3), (1,)} else "wrong-members"
+    refused(coordinator.clients[1], lambda: coordinator.tell(1, told), code)
+
+
+@pytest.mark.parametrize("lie", ["keys", "members", "round"])
+def test_whoever_was_told_other_things_before_cannot_sign_along(coordinator: Coordinator, lie: str) -> None:
+    """Stricter than the paper, where user 2 signs the survivors alone."""
+    header, key = coordinator.consortium.header, coordinator.consortium.identities[2]
+    coordinator.masked()
+    signed = {user: coordinator.sign(user, EVERYBODY) for user in sorted(EVERYBODY)}
+    assert signed[2].signature == key.sign(survivors_statement(header.round_id, coordinator.keys, EVERYBODY, EVERYBODY))
+    told = {
+        "keys": (header.round_id, KeyList(coordinator.keys.entries[:4]), EVERYBODY),
+        "members": (header.round_id, coordinator.keys, EVERYBODY - {5}),
+        "round": (b"x" * 32, coordinator.keys, EVERYBODY),
+    }[lie]
+    signed[2] = SignatureEntry(2, key.sign(survivors_statement(*told, EVERYBODY)))
+    refused(coordinator.clients[1], lambda: coordinator.tell(1, SignatureList(tuple(signed.values()))), "bad-signature")
+
+
+def own_keys_altered(keys: dict[int, KeyEntry], _: Coordinator) -> list[KeyEntry]:
+    return [keys[1]._replace(s_pk=keys[2].s_pk), *list(keys.values())[1:]]
+
+
+def own_keys_missing(keys: dict[int, KeyEntry], _: Coordinator) -> list[KeyEntry]:
+    return list(keys.values())[1:]
+
+
+def one_key_twice(keys: dict[int, KeyEntry], coordinator: Coordinator) -> list[KeyEntry]:
+    """Hospital 3 colludes: it signs the mask key of hospital 2 as its own."""
+    round_id, signer = coordinator.consortium.header.round_id, coordinator.consortium.identities[3]
+    copied = keys[3]._replace(s_pk=keys[2].s_pk)
+    signature = signer.sign(keys_statement(round_id, 3, copied.c_pk, copied.s_pk))
+    return list({**keys, 3: copied._replace(signature=signature)}.values())
+
+
+def another_rounds_signature(keys: dict[int, KeyEntry], coordinator: Coordinator) -> list[KeyEntry]:
+    signer = coordinator.consortium.identities[3]
+    signature = signer.sign(keys_statement(b"x" * 32, 3, keys[3].c_pk, keys[3].s_pk))
+    return list({**keys, 3: keys[3]._replace(signature=signature)}.values())
+
+
+def two_swapped(keys: dict[int, KeyEntry], _: Coordinator) -> list[KeyEntry]:
+    return list({**keys, 2: keys[3]._replace(user=2), 3: keys[2]._replace(user=3)}.values())
+
+
+def a_weak_key(keys: dict[int, KeyEntry], coordinator: Coordinator) -> list[KeyEntry]:
+    round_id, signer = coordinator.consortium.header.round_id, coordinator.consortium.identities[3]
+    signature = signer.sign(keys_statement(round_id, 3, bytes(32), keys[3].s_pk))
+    return list({**keys, 3: KeyEntry(3, bytes(32), keys[3].s_pk, signature)}.values())
+
+
+@pytest.mark.parametrize(
+    ("lie", "code"),
+    [
+        (own_keys_altered, "wrong-keys"),
+        (own_keys_missing, "wrong-keys"),
+        (one_key_twice, "wrong-keys"),
+        (another_rounds_signature, "bad-signature"),
+        (two_swapped, "bad-signature"),
+        (a_weak_key, "weak-key"),
+    ],
+)
+def test_a_wrong_list_of_keys_is_refused(coordinator: Coordinator, lie, code: str) -> None:
+    told = KeyList(tuple(lie(coordinator.advertise(), coordinator)))
+    refused(coordinator.clients[1], lambda: coordinator.tell(1, told), code)
+
+
+@pytest.mark.parametrize("lie", ["altered", "other-sender", "other-receiver", "reflected", "nonce"])
+def test_shares_that_were_not_sealed_for_this_client_by_this_peer_do_not_open(
+    coordinator: Coordinator, lie: str
+) -> None:
+    shared = coordinator.share(coordinator.advertise())
+    good = coordinator.ciphertexts(1, shared).entries
+    of_two = {entry.user: entry for entry in coordinator.ciphertexts(2, shared).entries}
+    wrong = {
+        "altered": good[0]._replace(sealed=good[0].sealed[:-1] + bytes([good[0].sealed[-1] ^ 1])),
+        "other-sender": good[1]._replace(user=2),
+        "other-receiver": of_two[3]._replace(user=2),
+        "reflected": of_two[1]._replace(user=2),
+        "nonce": good[0]._replace(nonce=good[1].nonce),
+    }[lie]
+    refused(coordinator.clients[1], lambda: coordinator.tell(1, CiphertextList((wrong, *good[1:]))), "wrong-share")
+
+
+def test_too_few_sealed_shares_or_those_of_an_outsider_are_refused(tmp_path: Path) -> None:
+    for place, code in (("few", "below-threshold"), ("own", "wrong-members"), ("outsider", "wrong-members")):
+        coordinator = Coordinator(Consortium(tmp_path / place, 5))
+        good = coordinator.ciphertexts(1, coordinator.share(coordinator.advertise())).entries
+        told = {
+            "few": good[:2],
+            "own": (good[0]._replace(user=1), *good),
+            "outsider": (*good, good[0]._replace(user=6)),
+        }[place]
+        refused(coordinator.clients[1], lambda told=told, one=coordinator: one.tell(1, CiphertextList(told)), code)
+
+
+# A relay that replays, reorders, alters or mixes
+
+
+@pytest.mark.parametrize("stage", [Stage.SHARE_KEYS, Stage.MASKED_INPUT_COLLECTION, Stage.CONSISTENCY_CHECK])
+def test_a_frame_that_comes_twice_ends_a_clients_round(tmp_path: Path, stage: Stage) -> None:
+    play = Play(tmp_path)
+    pending = play.client_in(stage)
+    play.client.handle(pending.frame)
+    with pytest.raises(ProtocolError) as raised:
+        play.client.handle(pending.frame)
+    assert raised.value.code == "out-of-order"
+    assert play.client.stage in {Stage.ABORTED, Stage.DONE}
+
+
+@pytest.mark.parametrize("change", ["cut", "padded", "altered", "other-signer", "other-sender", "empty"])
+def test_a_frame_of_the_coordinators_that_was_touched_ends_a_clients_round(tmp_path: Path, change: str) -> None:
+    play = Play(tmp_path)
+    good = bytes(play.client_in(Stage.ADVERTISE_KEYS).frame)
+    header, message = play.consortium.header, open_frame(good).message()
+    touched, code = {
+        "cut": (good[:-1], "malformed"),
+        "padded": (good + b"\0", "malformed"),
+        "altered": (good[:60] + bytes([good[60] ^ 1]) + good[61:], "bad-signature"),
+        "other-signer": (frame(message, 0, header.round_id, play.consortium.identities[2]), "bad-signature"),
+        "other-sender": (frame(message, 2, header.round_id, play.consortium.identities[2]), "wrong-sender"),
+        "empty": (b"", "malformed"),
+    }[change]
+    refused(play.client, lambda: play.client.handle(touched), code)
+
+
+@pytest.mark.parametrize("change", [{"run": b"another run here"}, {"round": 2}, {"model": bytes(32)}])
+def test_frames_of_another_run_round_or_terms_are_refused(tmp_path: Path, change: dict) -> None:
+    play = Play(tmp_path)
+    good = open_frame(play.client_in(Stage.ADVERTISE_KEYS).frame).message()
+    other = dataclasses.replace(play.consortium.header, **change)
+    crossed = frame(good, 0, other.round_id, play.consortium.coordinator)
+    refused(play.client, lambda: play.client.handle(crossed), "wrong-round")
+
+
+def test_the_same_round_under_other_terms_is_refused(tmp_path: Path) -> None:
+    consortium = Consortium(tmp_path, 5)
+    consortium.clients[1].handle(consortium.server.start()[0].frame)
+    other = dataclasses.replace(consortium.header, blocks=consortium.header.blocks * 2)
+    again = consortium.client(1)
+    refused(
+        again, lambda: again.handle(frame(other.message(), 0, other.round_id, consortium.coordinator)), "round-reused"
+    )
+
+
+# A hospital that lies, seen by the coordinator: its frame is refused, and the others' round goes on
+
+
+def said_by_one(play: Play, message: Message) -> bytes:
+    header = play.consortium.header
+    return frame(message, 1, header.round_id, play.consortium.identities[1])
+
+
+def refuses(play: Play, data: bytes, code: str) -> None:
+    awaited, stage = play.server.awaited, play.server.stage
+    with pytest.raises(ProtocolError) as raised:
+        play.server.handle(data)
+    assert raised.value.code == code
+    assert (play.server.awaited, play.server.stage) == (awaited, stage)
+
+
+def finishes(play: Play) -> None:
+    play.until("server", Stage.DONE)
+    np.testing.assert_array_equal(play.server.total(), expected(play.consortium, play.updates, {1, 2, 3}))
+
+
+def test_the_coordinator_refuses_wrong_keys(tmp_path: Path) -> None:
+    play = Play(tmp_path)
+    play.server_in(Stage.ADVERTISE_KEYS)
+    header, key = play.consortium.header, play.consortium.identities[1]
+    known = play.server._collected.keys[2]
+    fresh = X_PUBLIC
+    for c_pk, s_pk, signer, code in (
+        (fresh[0], fresh[1], play.consortium.identities[2], "bad-signature"),
+        (fresh[0], fresh[0], key, "wrong-keys"),
+        (fresh[0], known.c_pk, key, "wrong-keys"),
+        (bytes(32), fresh[0], key, "weak-key"),
+        (fresh[0], bytes(32), key, "weak-key"),
+    ):
+        signature = signer.sign(keys_statement(header.round_id, 1, c_pk, s_pk))
+        refuses(play, said_by_one(play, AdvertiseKeys(c_pk, s_pk, signature)), code)
+    finishes(play)
+
+
+def test_the_coordinator_refuses_wrong_shares_inputs_and_signatures(tmp_path: Path) -> None:
+    play = Play(tmp_path)
+    sent = open_frame(play.server_in(Stage.SHARE_KEYS).frame).message()
+    assert isinstance(sent, ShareKeys)
+    refuses(play, said_by_one(play, ShareKeys(sent.commitment, sent.entries[:1])), "wrong-members")
+    itself = SealedEntry(1, bytes(12), bytes(86))
+    refuses(play, said_by_one(play, ShareKeys(sent.commitment, (itself, *sent.entries))), "wrong-members")
+    play.server_in(Stage.MASKED_INPUT_COLLECTION)
+    refuses(play, said_by_one(play, MaskedInput(bytes(4 * 7 - 1))), "malformed")
+    refuses(play, said_by_one(play, MaskedInput(bytes(4 * 7 + 1))), "malformed")
+    play.server_in(Stage.CONSISTENCY_CHECK)
+    refuses(play, said_by_one(play, ConsistencyCheck(bytes(64))), "bad-signature")
+    sent = open_frame(play.server_in(Stage.UNMASKING).frame).message()
+    assert isinstance(sent, Unmasking)
+    refuses(play, said_by_one(play, Unmasking(sent.entries[:2])), "wrong-members")
+    other = sent.entries[0]._replace(secret=int(Secret.KEY))
+    refuses(play, said_by_one(play, Unmasking((other, *sent.entries[1:]))), "wrong-members")
+    beyond = sent.entries[0]._replace(share=b"\xff" * 33)
+    refuses(play, said_by_one(play, Unmasking((beyond, *sent.entries[1:]))), "wrong-share")
+    finishes(play)
+
+
+def test_a_replayed_answer_counts_once(tmp_path: Path) -> None:
+    consortium = Consortium(tmp_path, 5)
+    frames = {}
+    for user, data in consortium.server.start()[:4]:
+        frames[user] = consortium.clients[user].handle(data)[0].frame
+        consortium.server.handle(frames[user])
+    for user, data in frames.items():
+        with pytest.raises(ProtocolError) as raised:
+            consortium.server.handle(data)
+        assert raised.value.code == "duplicate"
+        assert user not in consortium.server.awaited
+
+
+def test_who_missed_a_stage_is_out_of_the_round(tmp_path: Path) -> None:
+    consortium = Consortium(tmp_path, 5)
+    told = []
+    for user, data in consortium.server.start():
+        if user != 5:
+            consortium.server.handle(consortium.clients[user].handle(data)[0].frame)
+    told = consortium.server.proceed()
+    assert [one.to for one in told] == [1, 2, 3, 4]
+    late = ShareKeys(bytes(32), ())
+    with pytest.raises(ProtocolError) as raised:
+        consortium.server.handle(frame(late, 5, consortium.header.round_id, consortium.identities[5]))
+    assert raised.value.code == "not-in-round"
+
+
+@pytest.mark.parametrize("sender", [0, 6, 65535])
+def test_a_sender_outside_the_cohort_is_refused(tmp_path: Path, sender: int) -> None:
+    consortium = Consortium(tmp_path, 5)
+    consortium.server.start()
+    with pytest.raises(ProtocolError) as raised:
+        consortium.server.handle(
+            frame(
+                AdvertiseKeys(bytes(32), bytes(32), bytes(64)),
+                sender,
+                consortium.header.round_id,
+                consortium.coordinator,
+            )
+        )
+    assert raised.value.code == "wrong-sender"
+
+
+def test_one_hospital_cannot_speak_for_another(tmp_path: Path) -> None:
+    consortium = Consortium(tmp_path, 5)
+    consortium.server.start()
+    forged = frame(AdvertiseKeys(*X_PUBLIC, bytes(64)), 2, consortium.header.round_id, consortium.identities[1])
+    with pytest.raises(ProtocolError) as raised:
+        consortium.server.handle(forged)
+    assert raised.value.code == "bad-signature"
+
+
+@pytest.mark.parametrize("secret", [Secret.SELF_MASK, Secret.KEY])
+def test_a_wrong_share_of_a_hospital_is_found_before_a_wrong_sum_is_believed(tmp_path: Path, secret: Secret) -> None:
+    consortium = Consortium(tmp_path, 5)
+    updates = consortium.updates()
+    honest = consortium.clients[1]._unmask
+
+    def lies(message: SignatureList):
+        (sent,) = honest(message)
+        entries = list(open_frame(sent.frame).message().entries)
+        place = next(number for number, entry in enumerate(entries) if entry.secret == secret)
+        entries[place] = ShareEntry(entries[place].user, secret, bytes(32) + b"\1")
+        answer = frame(Unmasking(tuple(entries)), 1, consortium.header.round_id, consortium.identities[1])
+        return [sent._replace(frame=answer)]
+
+    consortium.clients[1]._unmask = lies
+    with pytest.raises(ProtocolError) as raised:
+        run(consortium, updates, {5: MaskedInput})
+    assert raised.value.code == "wrong-share"
+    assert consortium.server.stage is Stage.ABORTED
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+def test_an_update_that_is_not_finite_never_leaves(tmp_path: Path, poison: float) -> None:
+    play = Play(tmp_path)
+    play.client_in(Stage.INPUT)
+    update = [one.copy() for one in play.updates[1]]
+    update[0][3] = poison
+    with pytest.raises(Refused) as raised:
+        play.client.contribute(update)
+    assert raised.value.code == "non-finite-update"
+    assert play.client.stage is Stage.ABORTED
+    with pytest.raises(ProtocolError):
+        play.client.contribute(play.updates[1])
+
+
+def test_a_poisoned_update_is_bounded_by_the_clip(tmp_path: Path) -> None:
+    consortium = Consortium(tmp_path, 5)
+    updates = consortium.updates()
+    honest = sum(np.clip(updates[user][0].astype(float), -1, 1) for user in (1, 2, 3, 4))
+    updates[5] = [np.full(7, 1e30, dtype=np.float32)]
+    run(consortium, updates)
+    np.testing.assert_allclose(consortium.server.result()[0] - honest, 1.0, atol=1e-6)
+
+
+def test_shares_for_one_client_are_refused_by_another(tmp_path: Path) -> None:
+    coordinator = Coordinator(Consortium(tmp_path, 5))
+    shared = coordinator.share(coordinator.advertise())
+    for_two = coordinator.ciphertexts(2, shared)
+    refused(coordinator.clients[1], lambda: coordinator.tell(1, for_two), "wrong-members")
