@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import tempfile
 from collections import defaultdict
@@ -158,8 +157,7 @@ def run(
 
 def patient(roles: Roles) -> None:
     """Let the dealer wait, too, for a frame that takes seconds on a slow link."""
-    file = roles.folder / "dealer.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"timeout_s": PATIENCE_S}))
+    roles.dealer_settings["timeout_s"] = PATIENCE_S
 
 
 def main() -> None:
