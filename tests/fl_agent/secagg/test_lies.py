@@ -7,10 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from dicom_node.core.errors import ProtocolError, Refused
 from fl_agent.secagg.frames import frame, keys_statement, open_frame, survivors_statement
+from fl_agent.secagg.masks import agree, channel_key
 from fl_agent.secagg.messages import (
+    SHARES,
     AdvertiseKeys,
     CiphertextList,
     ConsistencyCheck,
@@ -162,6 +166,35 @@ def test_shares_that_were_not_sealed_for_this_client_by_this_peer_do_not_open(
         "nonce": good[0]._replace(nonce=good[1].nonce),
     }[lie]
     refused(coordinator.clients[1], lambda: coordinator.tell(1, CiphertextList((wrong, *good[1:]))), "wrong-share")
+
+
+@pytest.mark.parametrize("lie", ["sender", "receiver", "no-element", "honest"])
+def test_what_a_colluding_peer_seals_is_checked_once_it_is_open(coordinator: Coordinator, lie: str) -> None:
+    """Hospital 2 seals with the right key and for the right ends, but a pair of shares that says otherwise."""
+    header, secret = coordinator.consortium.header, X25519PrivateKey.generate()
+    keys = coordinator.advertise()
+    c_pk = secret.public_key().public_bytes_raw()
+    signer = coordinator.consortium.identities[2]
+    signature = signer.sign(keys_statement(header.round_id, 2, c_pk, keys[2].s_pk))
+    keys[2] = KeyEntry(2, c_pk, keys[2].s_pk, signature)
+    told = KeyList(tuple(keys.values()))
+    shared = {user: coordinator.tell(user, told) for user in (1, 3, 4, 5)}
+    channel = channel_key(agree(secret, keys[1].c_pk), header.round_id, 2, 1)
+    content = {
+        "sender": SHARES.pack(3, 1, bytes(33), bytes(33)),
+        "receiver": SHARES.pack(2, 3, bytes(33), bytes(33)),
+        "no-element": SHARES.pack(2, 1, bytes(33), b"\xff" * 33),
+        "honest": SHARES.pack(2, 1, bytes(33), bytes(33)),
+    }[lie]
+    bound = header.run + header.round.to_bytes(4, "big") + bytes([0, 2, 0, 1]) + header.round_id
+    sealed = SealedEntry(2, bytes(12), AESGCM(channel).encrypt(bytes(12), content, bound))
+    others = coordinator.ciphertexts(1, shared).entries
+    message = CiphertextList((sealed, *others))
+    if lie == "honest":
+        coordinator.tell(1, message)
+        assert coordinator.clients[1].stage is Stage.INPUT
+    else:
+        refused(coordinator.clients[1], lambda: coordinator.tell(1, message), "wrong-share")
 
 
 def test_too_few_sealed_shares_or_those_of_an_outsider_are_refused(tmp_path: Path) -> None:
