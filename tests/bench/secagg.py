@@ -80,6 +80,7 @@ def play(size: int, bits: int, dropped: int) -> dict[str, float]:
             encode(header, updates[user % len(updates)], words)
             exact += words
         np.testing.assert_array_equal(server.total(), exact & np.uint32((1 << bits) - 1))
+        consortium.close()
     clients = [f"client {user}" for user in sorted(server.survivors)]
     return {
         "client_cpu_s": float(np.median([timed.seconds[one] for one in clients])),

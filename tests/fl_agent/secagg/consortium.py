@@ -56,6 +56,7 @@ class Consortium:
         number: int = 1,
     ) -> None:
         self.folder = folder
+        self.ledgers: list[RoundLedger] = []
         self.coordinator = Ed25519PrivateKey.generate()
         keys = sorted((Ed25519PrivateKey.generate() for _ in range(size)), key=raw)
         self.identities = dict(enumerate(keys, start=1))
@@ -83,7 +84,12 @@ class Consortium:
         )
 
     def client(self, user: int) -> Client:
-        return Client(self.identities[user], self.policy(), RoundLedger(self.folder / f"{user}.sqlite"))
+        self.ledgers.append(RoundLedger(self.folder / f"{user}.sqlite"))
+        return Client(self.identities[user], self.policy(), self.ledgers[-1])
+
+    def close(self) -> None:
+        for ledger in self.ledgers:
+            ledger.close()
 
     def updates(self, seed: int = 0) -> dict[int, list[NDArray[np.float32]]]:
         generator = np.random.default_rng(seed)
