@@ -6,6 +6,8 @@ card, models
     The public, signed model card, and the store of models.
 network
     The public trunk that the hospital runs in the clear.
+networks, compile
+    Networks whose private part is evaluated as a whole; from a trained one to its public program and private weights.
 engine, dealt, engines
     The port of the private part, its encrypted implementation (party 0), and the choice between engines.
 protocol

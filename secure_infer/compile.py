@@ -1,46 +1,38 @@
 """Compiles a trained network to a public program and its private weights (torch.fx; BatchNorm folded into weights).
 
-Average pooling becomes a sum; what it should have been divided by, the *gain* of a tensor, is divided out of the
-weights that follow. Supported are Conv2d (zero padding), Linear, BatchNorm2d after a convolution, ReLU, AvgPool2d and
-AdaptiveAvgPool2d(1), Flatten, Dropout and Identity, and additions. Everything else is refused by name.
+Supported are Conv2d (zero padding; dense, depthwise, strided), Linear, BatchNorm2d after a convolution, ReLU and ReLU6
+(or clamp to 0..6), MaxPool2d, AvgPool2d, AdaptiveAvgPool2d(1), Flatten, Dropout and Identity, and additions. Everything
+else is refused by name. Where weights follow weights (linear bottlenecks), a truncation is put between them.
 """
 
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, field
-from math import prod
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import fx, nn
+from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dicom_node.core.errors import ConfigError
 
 from .clear import evaluate
+from .lowering import Lowering, unsupported
 from .networks import plain
-from .program import (
-    INPUT,
-    AdditionLayer,
-    ConvolutionLayer,
-    DenseLayer,
-    FlattenLayer,
-    GuardLayer,
-    Layer,
-    Program,
-    ReluLayer,
-    SumPoolLayer,
-    shape_after,
-    sources,
-)
+from .program import INPUT, GuardLayer, Program, ReluLayer
+from .protocol.bounds import prove
+from .protocol.plan import Plan
 
 #: Fractional bits of activations and weights, by ring: those of a 64-bit ring leave 20 bits for the integral part.
 FRACTION_BITS = {64: (16, 26), 32: (10, 10)}
-#: How far beyond what the calibration images give the guard lets sums and outputs go.
+#: How far beyond the calibration images an input and, where there is a guard, the sums behind ReLUs may go.
 MARGIN = 8.0
+#: The same for the inputs of a 32-bit ring, which has no bits to spare.
+NARROW_MARGIN = 1.25
 
 
 @dataclass
@@ -51,118 +43,12 @@ class Compiled:
     weights: dict[str, NDArray[np.float64]]
 
 
-@dataclass
-class _Builder:
-    """Layers so far, and for each tensor its shape, its gain and whether it carries the weights' fraction, too."""
-
-    shift: int
-    shapes: dict[str, tuple[int, int, int]]
-    layers: list[Layer] = field(default_factory=list)
-    weights: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    gains: dict[str, float] = field(default_factory=lambda: {INPUT: 1.0})
-    wide: dict[str, bool] = field(default_factory=lambda: {INPUT: False})
-
-    def add(self, layer: Layer, *, gain: float, wide: bool) -> str:
-        try:
-            shape = shape_after(layer, [self.shapes[one] for one in sources(layer)])
-        except ValueError as error:
-            raise ConfigError(str(error), code="program-shape") from error
-        self.layers.append(layer)
-        self.shapes[layer.name], self.gains[layer.name], self.wide[layer.name] = shape, gain, wide
-        return layer.name
-
-    def weigh(self, layer: ConvolutionLayer | DenseLayer, module: nn.Conv2d | nn.Linear) -> str:
-        weight = module.weight.detach().double().numpy() / self.gains[layer.source]
-        bias = np.zeros(len(weight)) if module.bias is None else module.bias.detach().double().numpy()
-        # As the weights file holds them, so that every engine computes with the same numbers.
-        self.weights[f"{layer.name}.weight"] = weight.astype(np.float32).astype(np.float64)
-        self.weights[f"{layer.name}.bias"] = bias.astype(np.float32).astype(np.float64)
-        return self.add(layer, gain=1.0, wide=True)
-
-    def module(self, name: str, source: str, module: nn.Module) -> str:
-        """Add one module; several kinds add nothing."""
-        gain, wide = self.gains[source], self.wide[source]
-        if isinstance(module, nn.Identity | nn.Dropout):
-            return source
-        if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and module.dilation == (1, 1):
-            if isinstance(module.padding, str):
-                raise ConfigError(f"{name}: give the padding as numbers", code="unsupported-module")
-            convolution = ConvolutionLayer(
-                name=name,
-                source=source,
-                out_channels=module.out_channels,
-                kernel=_pair(module.kernel_size),
-                stride=_pair(module.stride),
-                padding=_pair(module.padding),
-                groups=module.groups,
-            )
-            return self.weigh(convolution, module)
-        if isinstance(module, nn.Linear):
-            return self.weigh(DenseLayer(name=name, source=source, out_features=module.out_features), module)
-        if type(module) is nn.ReLU:
-            if not wide:
-                raise ConfigError(f"{name}: a ReLU must follow weights", code="unsupported-module")
-            return self.add(ReluLayer(name=name, source=source, shift=self.shift), gain=gain, wide=False)
-        if isinstance(module, nn.AvgPool2d) and not module.ceil_mode and module.divisor_override is None:
-            if not module.count_include_pad and _pair(module.padding) != (0, 0):
-                raise ConfigError(f"{name}: pooling must count its padding", code="unsupported-module")
-            return self._pool(name, source, _pair(module.kernel_size), _pair(module.stride), _pair(module.padding))
-        if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1)):
-            _, rows, columns = self.shapes[source]
-            return self._pool(name, source, (rows, columns), (1, 1), (0, 0))
-        if isinstance(module, nn.Flatten) and module.start_dim == 1:
-            return self.add(FlattenLayer(name=name, source=source), gain=gain, wide=wide)
-        raise ConfigError(f"{name}: a {type(module).__name__} of this kind is not supported", code="unsupported-module")
-
-    def _pool(
-        self, name: str, source: str, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
-    ) -> str:
-        layer = SumPoolLayer(name=name, source=source, kernel=kernel, stride=stride, padding=padding)
-        return self.add(layer, gain=self.gains[source] * prod(kernel), wide=self.wide[source])
-
-    def _raise_gain(self, name: str, gain: float) -> None:
-        used = any(name in sources(layer) for layer in self.layers)
-        if gain > self.gains[name] and f"{name}.weight" in self.weights and not used:
-            for part in (f"{name}.weight", f"{name}.bias"):
-                scaled = self.weights[part] * (gain / self.gains[name])
-                self.weights[part] = scaled.astype(np.float32).astype(np.float64)
-            self.gains[name] = gain
-
-    def sum(self, name: str, first: str, second: str) -> str:
-        # Where one side was pooled, the weights on the other side can take its gain on.
-        self._raise_gain(first, self.gains[second])
-        self._raise_gain(second, self.gains[first])
-        if self.gains[first] != self.gains[second]:
-            raise ConfigError(
-                f"{name}: a pooled tensor can only be added to one pooled alike", code="unsupported-module"
-            )
-        wide = self.wide[first] or self.wide[second]
-        shifts = [self.shift if wide and not self.wide[one] else 0 for one in (first, second)]
-        layer = AdditionLayer(name=name, first=first, second=second, first_shift=shifts[0], second_shift=shifts[1])
-        return self.add(layer, gain=self.gains[first], wide=wide)
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
-
-
-def _folded(traced: fx.GraphModule) -> None:
-    """Fold each BatchNorm into the convolution whose only user it is."""
-    modules = dict(traced.named_modules())
-    for node in list(traced.graph.nodes):
-        if node.op != "call_module" or not isinstance(modules[node.target], nn.BatchNorm2d):
-            continue
-        before = node.args[0]
-        convolution = modules.get(str(before.target)) if before.op == "call_module" else None
-        if not isinstance(convolution, nn.Conv2d) or len(before.users) != 1:
-            raise ConfigError(f"{node.target}: a BatchNorm2d must follow a convolution", code="unsupported-module")
-        traced.add_submodule(str(before.target), fuse_conv_bn_eval(convolution, modules[node.target]))
-        modules[str(before.target)] = traced.get_submodule(str(before.target))
-        node.replace_all_uses_with(before)
-        traced.graph.erase_node(node)
-
-
-def compile_network(network: nn.Module, calibration: NDArray[np.float64], ring_bits: int = 64) -> Compiled:
+def compile_network(
+    network: nn.Module,
+    calibration: NDArray[np.float64],
+    ring_bits: int = 64,
+    output_fraction_bits: int | None = None,
+) -> Compiled:
     """Compile a network for evaluation under encryption.
 
     Parameters
@@ -170,74 +56,154 @@ def compile_network(network: nn.Module, calibration: NDArray[np.float64], ring_b
     network : nn.Module
         In evaluation mode; takes (batch, channels, rows, columns), gives (batch, classes).
     calibration : ndarray of float64, shape (images, channels, rows, columns)
-        Public images from which the bounds follow: inputs and outputs of up to `MARGIN` times theirs are accepted.
+        Public images from which the bounds follow: up to `MARGIN` times their values and sums are accepted.
     ring_bits : int
-        64, or 32: faster, with fewer bits, and refused by party 1 wherever it cannot prove that nothing wraps.
+        64, or 32: half the bytes and fewer bits, for small networks. There, an image must also stay within
+        `NARROW_MARGIN` times the largest Euclidean norm of the calibration's, which the hospital checks.
+    output_fraction_bits : int, optional
+        Fractional bits of the outputs that the hospital learns, against extraction of the weights; all by default.
+        Outputs are rounded up or down by chance, with the right mean.
 
     Raises
     ------
     ConfigError
-        A module or function is not supported (``unsupported-module``), or shapes do not fit (``program-shape``).
+        A module or function is not supported (``unsupported-module``), shapes do not fit (``program-shape``), or values
+        of some image could leave the ring (``ring-overflow``).
     """
     if network.training:
         raise ConfigError("compile the network in evaluation mode", code="unsupported-module")
     fraction_bits, weight_bits = FRACTION_BITS[ring_bits]
     traced = fx.symbolic_trace(plain(network))
     _folded(traced)
+    _pooled_first(traced)
     shape = calibration.shape[1:]
-    builder = _Builder(weight_bits, {INPUT: (shape[0], shape[1], shape[2])})
-    output = _walk(traced, builder)
-    if builder.gains[output] != 1.0:
+    lowering = Lowering(weight_bits, {INPUT: (shape[0], shape[1], shape[2])})
+    output = _walk(traced, lowering)
+    if lowering.gains[output] != 1.0 or not lowering.wide[output]:
         raise ConfigError("the network must end in weights", code="unsupported-module")
-    bound = MARGIN * float(np.abs(calibration).max())
+    if output_fraction_bits is not None:
+        if not 0 <= output_fraction_bits < fraction_bits + weight_bits:
+            raise ConfigError("the outputs have no such number of fractional bits", code="unsupported-module")
+        output = lowering.round(output, fraction_bits + weight_bits - output_fraction_bits)
+    margin = NARROW_MARGIN if ring_bits == 32 else MARGIN
+    norms = np.linalg.norm(calibration.reshape(len(calibration), -1), axis=1)
     program = Program(
         ring_bits=64 if ring_bits == 64 else 32,
-        input_shape=builder.shapes[INPUT],
+        input_shape=lowering.shapes[INPUT],
         fraction_bits=fraction_bits,
         weight_fraction_bits=weight_bits,
-        input_bound=bound,
+        input_bound=margin * float(np.abs(calibration).max()),
+        input_norm=margin * float(norms.max()) if ring_bits == 32 else None,
         output_bound=1.0,
         output=output,
-        layers=tuple(builder.layers),
+        layers=tuple(lowering.layers),
     )
-    return _guarded(Compiled(program, builder.weights), calibration)
+    return _bounded(Compiled(program, lowering.weights), calibration, lowering.maxima)
 
 
-def _walk(traced: fx.GraphModule, builder: _Builder) -> str:
+def _folded(traced: fx.GraphModule) -> None:
+    """Fold every BatchNorm into the convolution before it."""
+    modules = dict(traced.named_modules())
+    for node in list(traced.graph.nodes):
+        if node.op != "call_module" or not isinstance(modules[node.target], nn.BatchNorm2d):
+            continue
+        before = node.args[0]
+        convolution = modules.get(str(before.target)) if before.op == "call_module" else None
+        if not isinstance(convolution, nn.Conv2d) or len(before.users) != 1:
+            raise unsupported(str(node.target), "a BatchNorm2d must follow a convolution")
+        traced.add_submodule(str(before.target), fuse_conv_bn_eval(convolution, modules[node.target]))
+        modules[str(before.target)] = traced.get_submodule(str(before.target))
+        node.replace_all_uses_with(before)
+        traced.graph.erase_node(node)
+
+
+def _pooled_first(traced: fx.GraphModule) -> None:
+    """Take each max-pool before the ReLU in front of it: the same values, of which a quarter come to the ReLU."""
+    modules = dict(traced.named_modules())
+    for node in list(traced.graph.nodes):
+        if node.op != "call_module" or not isinstance(modules[node.target], nn.MaxPool2d):
+            continue
+        before = node.args[0]
+        if _activation(before, modules) is not None and len(before.users) == 1:
+            node.replace_all_uses_with(before)
+            node.replace_input_with(before, before.args[0])
+            before.replace_input_with(before.args[0], node)
+            node.append(before)
+
+
+def _activation(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Module | None:
+    """Return the module that an activation is, however it is called; None for anything else."""
+    if node.op == "call_module" and type(modules[str(node.target)]) in (nn.ReLU, nn.ReLU6):
+        return modules[str(node.target)]
+    if node.target in (torch.relu, "relu", "relu_", functional.relu):
+        return nn.ReLU()
+    if node.target is functional.relu6:
+        return nn.ReLU6()
+    if node.target in (torch.clamp, "clamp"):
+        given = dict(zip(("min", "max"), node.args[1:], strict=False)) | node.kwargs
+        ends = (given.get("min"), given.get("max"))
+        return nn.ReLU() if ends == (0, None) else nn.ReLU6() if ends == (0, 6) else None
+    return None
+
+
+def _walk(traced: fx.GraphModule, lowering: Lowering) -> str:
     names: dict[fx.Node, str] = {}
+    modules = dict(traced.named_modules())
     for node in traced.graph.nodes:
         given = [names[one] for one in node.args if isinstance(one, fx.Node)] if node.op != "output" else []
         name = "l_" + node.name.lower()
         if node.op == "placeholder":
             names[node] = INPUT
+        elif (activation := _activation(node, modules)) is not None:
+            names[node] = lowering.module(name, given[0], activation)
         elif node.op == "call_module":
-            names[node] = builder.module(name, given[0], traced.get_submodule(str(node.target)))
+            names[node] = lowering.module(name, given[0], modules[str(node.target)])
         elif node.target in (operator.add, operator.iadd, torch.add) and len(given) == 2 and not node.kwargs:
-            names[node] = builder.sum(name, *given)
+            names[node] = lowering.sum(name, *given)
         elif node.target in (torch.flatten, "flatten") and node.args[1:] == (1,):
-            names[node] = builder.module(name, given[0], nn.Flatten())
-        elif node.target in (torch.relu, "relu", nn.functional.relu):
-            names[node] = builder.module(name, given[0], nn.ReLU())
+            names[node] = lowering.module(name, given[0], nn.Flatten())
         elif node.op == "output" and isinstance(node.args[0], fx.Node):
             return names[node.args[0]]
         else:
-            raise ConfigError(f"{node.name}: {node.target} is not supported", code="unsupported-module")
+            raise unsupported(node.name, f"{node.target} is not supported")
     raise ConfigError("the network has no output", code="unsupported-module")
 
 
-def _guarded(compiled: Compiled, calibration: NDArray[np.float64]) -> Compiled:
-    """Set the bounds and, behind all gates, the guard from the calibration images."""
+def _bounded(compiled: Compiled, calibration: NDArray[np.float64], maxima: set[str]) -> Compiled:
+    """Put a guard behind all ReLUs where the weights alone prove too little; bound the output by what is proven."""
     program = compiled.program
-    gates = [layer.name for layer in program.layers if isinstance(layer, ReluLayer)]
-    sums, largest = dict.fromkeys(gates, 0.0), 0.0
+    gates = [layer for layer in program.layers if isinstance(layer, ReluLayer)]
+    guarded = [gate.name for gate in gates if gate.ceiling is None and gate.name not in maxima]
+    try:
+        return _proven(compiled)
+    except ConfigError as error:
+        if error.code != "ring-overflow" or not guarded:
+            raise
+    sums = dict.fromkeys(guarded, 0.0)
     for image in calibration:
         found = evaluate(program, compiled.weights, image)
         sums = {name: max(value, float(found[name].sum())) for name, value in sums.items()}
-        largest = max(largest, float(found[program.output].abs().max()))
-    changes: dict[str, Any] = {"output_bound": MARGIN * (largest + 1.0)}
-    if gates:
-        limits = tuple(float(np.ceil(MARGIN * (value + 1.0))) for value in sums.values())
-        guard = GuardLayer(name="guarded_sums", sources=tuple(gates), limits=limits)
-        gate = ReluLayer(name="guard", source=guard.name, shift=program.weight_fraction_bits)
-        changes |= {"layers": (*program.layers, guard, gate), "guard": gate.name}
-    return Compiled(Program.model_validate(program.model_dump() | changes), compiled.weights)
+    limits = tuple(float(np.ceil(MARGIN * (value + 1.0))) for value in sums.values())
+    guard = GuardLayer(name="guarded_sums", sources=tuple(guarded), limits=limits)
+    gate = ReluLayer(name="guard", source=guard.name, shift=program.weight_fraction_bits)
+    changes = {"layers": (*program.layers, guard, gate), "guard": gate.name}
+    return _proven(Compiled(_changed(program, changes), compiled.weights))
+
+
+def _proven(compiled: Compiled) -> Compiled:
+    program = compiled.program
+    plan = Plan(program)
+    try:
+        largest = prove(plan, compiled.weights)[program.output].largest
+    except ConfigError as error:
+        if error.code != "ring-overflow":
+            raise
+        advice = "take a ring of 64 bits" if program.ring_bits == 32 else "give smaller weights or inputs"
+        raise ConfigError(f"{error}: {advice}", code=error.code) from error
+    # Half of what the ring holds, at most: so much is left beyond which an opened output tells of a fault.
+    most = 2.0 ** (program.ring_bits - 2 - plan.fractions[program.output])
+    return Compiled(_changed(program, {"output_bound": min(largest, most * (1 - 2.0**-20))}), compiled.weights)
+
+
+def _changed(program: Program, changes: dict[str, Any]) -> Program:
+    return Program.model_validate(program.model_dump() | changes)

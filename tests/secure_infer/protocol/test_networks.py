@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from dicom_node.core.errors import ConfigError, Refused
 from secure_infer.clear import evaluate
 from secure_infer.program import INPUT, ConvolutionLayer, DenseLayer, ReluLayer
+from secure_infer.protocol.bounds import prove
 from secure_infer.protocol.party1 import PrivateModel
 from secure_infer.protocol.plan import Plan
 from tests.secure_infer.integer_reference import exact
@@ -55,6 +56,35 @@ def test_the_guard_refuses_an_image_whose_sums_exceed_their_limits_and_no_other(
     Trio(made, weights).ask(image / 1000)
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data(), st.integers(0, 2**32 - 1), st.booleans(), st.booleans())
+def test_no_value_sum_or_norm_of_a_random_network_exceeds_what_was_proven(data, seed, spiky, alike):
+    made = Builder(lambda low, high: data.draw(st.integers(low, high)), 64).make()
+    weights = weights_of(made, seed)
+    if alike:  # nothing cancels: the bounds are reached
+        weights = {name: np.abs(value) * name.endswith("weight") for name, value in weights.items()}
+    random = np.random.default_rng(seed)
+    image = (
+        np.ones(made.input_shape) if alike else np.sign(random.normal(size=made.input_shape))
+    )  # all values as large as may be, or one alone
+    if spiky:
+        image *= np.arange(image.size).reshape(image.shape) == random.integers(image.size)
+    made = made.model_copy(update={"input_norm": float(np.linalg.norm(image))})
+    proven = prove(Plan(made), weights)
+    for name, value in evaluate(made, weights, image).items():
+        values = np.abs(value.numpy())
+        assert values.max() <= proven[name].largest
+        assert values.sum() <= proven[name].total
+        assert np.linalg.norm(values) <= proven[name].norm
+
+
+def test_the_larger_of_two_tensors_is_proven_to_be_no_larger_than_both():
+    made = every_kind()
+    proven = prove(Plan(made), weights_of(made))
+    assert proven["left"].largest < proven["largest"].largest < proven["left"].largest + 2**-15
+    assert proven["relu6"].largest < 6 + 2**-15
+
+
 def deep(limit: float | None) -> tuple:
     made = every_kind(limit=limit or 1.0)
     if limit is None:
@@ -70,6 +100,19 @@ def test_a_network_whose_values_could_leave_the_ring_is_served_behind_a_guard_al
         assert caught.value.code == "ring-overflow"
     made, weights = deep(100.0)
     PrivateModel.of("1", MODEL, Plan(made), weights)
+
+
+def test_the_bounds_are_those_that_a_filter_of_ones_and_a_guarded_sum_reach():
+    layer = ConvolutionLayer(name="ones", source=INPUT, out_channels=1, kernel=(3, 3), padding=(1, 1))
+    made = network([layer], shape=(1, 9, 9)).model_copy(update={"input_norm": 9.0})
+    weights = {"ones.weight": np.ones((1, 1, 3, 3)), "ones.bias": np.zeros(1)}
+    proven = prove(Plan(made), weights)["ones"]
+    reached = evaluate(made, weights, np.ones((1, 9, 9)))["ones"].norm()
+    assert reached <= proven.norm < 1.2 * reached
+    made, weights = deep(100.0)
+    one = float(np.abs(weights["half.weight"]).max() * 1124)  # the limit, and the 1024 that the guard does not see
+    found = prove(Plan(made), weights)["half"].largest
+    assert one <= found <= one + np.abs(weights["half.bias"]).max() + 0.01
 
 
 def test_weights_behind_no_gate_are_refused():
