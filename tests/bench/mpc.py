@@ -135,7 +135,7 @@ def run(
         queries = runs or queries
         with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
             roles = Roles(Path(folder), timeout_s=PATIENCE_S)
-            patient(roles)
+            roles.dealer_settings["timeout_s"] = PATIENCE_S  # for a frame that takes seconds on a slow link
             stack.callback(roles.stop)
             subject = build(roles.models, queries + 1)
             roles.cards["measured"] = subject.card
@@ -153,11 +153,6 @@ def run(
         with tempfile.TemporaryDirectory() as folder:
             peers["links"] = {link: LINKS[link].describe() | measured(link, Path(folder)) for link in links}
     return found, peers
-
-
-def patient(roles: Roles) -> None:
-    """Let the dealer wait, too, for a frame that takes seconds on a slow link."""
-    roles.dealer_settings["timeout_s"] = PATIENCE_S
 
 
 def main() -> None:
