@@ -103,9 +103,14 @@ class Stock:
         except RuntimeError as error:  # most often because another one failed
             raise RuntimeError("\n".join([str(error), *(one.last_words() for one in self._children[1:])])) from error
 
+    @property
+    def pids(self) -> list[int]:
+        """Numbers of the three processes."""
+        return [one.pid for one in self._children]
+
     def rss_mb(self) -> float:
         """Return the largest memory that any of the three processes ever held."""
-        return max(resident_mb(one.pid) for one in self._children)
+        return max(map(resident_mb, self.pids))
 
     def close(self) -> None:
         """End the processes; harmless when they have ended already."""

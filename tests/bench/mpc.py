@@ -3,8 +3,8 @@
 Run: ``python -m tests.bench.mpc --json FILE``. Ours speak mutual TLS on loopback; CrypTen speaks plain TCP. In each
 round the same image is answered in the clear, by our engine and by CrypTen in turn, so that what else the machine does
 meets all three. *Online* is from image to opened logits at the hospital, *offline* all that a bundle needs before,
-connections and dealing included. The first round warms up and is not counted. Weights are random but for the default
-model's.
+connections and dealing included; *processor* is the mean time that a query, both phases, took of all roles' processors
+together. The first round warms up and is not counted. Weights are random but for the default model's.
 
 Afterwards the same is asked across slow links between the roles (`tests.bench.links`). Of each figure in seconds the
 median is given; memory is the largest a process ever held.
@@ -17,7 +17,7 @@ import contextlib
 import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,23 +44,36 @@ def asked(hospital: Child, number: int) -> tuple[dict, dict]:
     return offline, hospital.ask({"step": "online", "image": number}, PATIENCE_S)
 
 
+def processor_s(pids: Iterable[int]) -> float:
+    """Processor time that processes took so far, seconds: what else runs adds less to it than to time on the clock."""
+    fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+    return sum(int(one[11]) + int(one[12]) for one in fields) / os.sysconf("SC_CLK_TCK")
+
+
 def measure(subject: Subject, roles: Roles, images: Path, crypten: Stock | None) -> dict[str, float]:
     """Answer every image in turn by all engines; figures without the network's name in front."""
     spans: defaultdict[str, list[float]] = defaultdict(list)
+    spent: defaultdict[str, list[float]] = defaultdict(list)
     wrong: defaultdict[str, float] = defaultdict(float)
     found: dict[str, float] = {}
     with hospital_process.start(roles, "measured", images, roles.folder / "loopback.log") as hospital:
         hospital.answer(PATIENCE_S)
+        pids = {"party": roles.party.pid, "dealer": roles.dealer.pid, "hospital": hospital.pid}
         for number in range(len(subject.samples)):
             expected, plain_ms = timed(lambda number=number: subject.plain(number))
+            before = processor_s(pids.values())
             offline, online = asked(hospital, number)
+            spent["processor_s"].append(processor_s(pids.values()) - before)
             answers = {"plain_s": plain_ms / 1e3, "offline_s": offline["seconds"], "online_s": online["seconds"]}
             theirs = None
             if crypten is not None:
+                before = processor_s(crypten.pids)
                 theirs = crypten.query(subject.samples[number], PATIENCE_S)
+                spent["crypten_processor_s"].append(processor_s(crypten.pids) - before)
                 answers["crypten_s"] = theirs["seconds"]
                 found |= {"crypten_mb": theirs["bytes"] / 1e6, "crypten_rounds": theirs["rounds"]}
             if number == 0:
+                spent.clear()
                 continue
             for name, seconds in answers.items():
                 spans[name].append(seconds)
@@ -68,9 +81,9 @@ def measure(subject: Subject, roles: Roles, images: Path, crypten: Stock | None)
                 if answer is not None:
                     wrong[name] = max(wrong[name], float(np.abs(np.array(answer["logits"]) - expected).max()))
             found |= {"online_mb": online["bytes"] / 1e6, "party_offline_mb": offline["bytes"] / 1e6}
-        pids = {"party": roles.party.pid, "dealer": roles.dealer.pid, "hospital": hospital.pid}
         memory = {role: resident_mb(pid) for role, pid in pids.items()}
     found |= {name: float(np.median(seconds)) for name, seconds in spans.items()} | wrong
+    found |= {name: float(np.mean(seconds)) for name, seconds in spent.items()}
     found |= {f"{role}_rss_mb": size for role, size in memory.items()} | {"rss_mb": max(memory.values())}
     found |= {"online_p95_s": float(np.quantile(spans["online_s"], 0.95)), "runs": len(spans["online_s"])}
     if crypten is not None:
