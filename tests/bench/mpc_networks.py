@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,14 @@ import secure_infer
 from secure_infer.card import ModelCard
 from secure_infer.compile import compile_network
 from secure_infer.models import ModelStore
-from secure_infer.networks import SmallCNN, resnet18
+from secure_infer.network import STAGES
+from secure_infer.networks import CUT, SmallCNN, lite0_suffix, resnet18
 from tests.secure_infer.small_model import publish
 from tests.secure_infer.test_compile import images, trained
 from tests.system.roles import features
+
+#: What the public stages of EfficientNet-Lite0 give.
+CUT_SHAPE = next((one.channels_out, one.side, one.side) for one in STAGES if one.name == CUT)
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,13 @@ def _compiled(make: Callable[[], nn.Module], shape: tuple[int, int, int], name: 
     return build
 
 
+def _suffix() -> nn.Module:
+    """EfficientNet-Lite0 from its private cut on; its head begins at zero, which would show no error."""
+    network = lite0_suffix()
+    nn.init.normal_(network.get_submodule("dense").weight, std=0.05)
+    return network
+
+
 def _shipped(store: Path, count: int) -> Subject:
     """The private head of the model that comes with the package, on features of its public part's shape."""
     source = Path(secure_infer.__file__).parent / "shipped"
@@ -77,5 +89,7 @@ def _shipped(store: Path, count: int) -> Subject:
 NETWORKS: dict[str, tuple[Callable[[Path, int], Subject], int]] = {
     "default": (_shipped, 50),
     "smallcnn_128": (_compiled(SmallCNN, (1, 128, 128), "smallcnn_128"), 50),
+    "effnetlite0": (_compiled(_suffix, CUT_SHAPE, "effnetlite0"), 20),
     "resnet18_224": (_compiled(resnet18, (3, 224, 224), "resnet18_224"), 9),
+    "resnet18_224_maxpool": (_compiled(partial(resnet18, pooling="max"), (3, 224, 224), "resnet18_224_maxpool"), 7),
 }
