@@ -10,6 +10,8 @@ networks, compile
     Networks whose private part is evaluated as a whole; from a trained one to its public program and private weights.
 engine, dealt, engines
     The port of the private part, its encrypted implementation (party 0), and the choice between engines.
+crypten_engine
+    The second encrypted engine, CrypTen, hardened; in child processes.
 protocol
     Dealt two-party computation: roles, messages and arguments in its README.
 party, dealer

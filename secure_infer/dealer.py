@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pydantic import Field, model_validator
@@ -17,11 +17,12 @@ from dicom_node.core.errors import ConfigError, VeilRayError
 from dicom_node.core.settings import Port, read
 from dicom_node.core.tls import Fingerprint
 
+from .crypten_engine.dealer import TupleDealer
 from .operation import LOOK_EVERY_S, Operated, Operation
 from .protocol import selftest
 from .protocol.channel import Channel
 from .protocol.dealer import Deck
-from .protocol.messages import LARGEST_PROGRAM, Bundle, Deal, Fetch, Message, overhead
+from .protocol.messages import LARGEST_PROGRAM, Bundle, Deal, Fetch, Message, TupleDeal, TupleFetch, overhead
 from .protocol.server import Limits, Server
 
 log = logs.get(__name__)
@@ -101,6 +102,7 @@ class Dealer:
             largest=settings.maximum_bundles_per_hospital,
             random=os.urandom,
         )
+        self._tuples = TupleDealer(os.urandom)
         limits = Limits(
             settings.maximum_connections,
             settings.maximum_connections_per_peer,
@@ -117,6 +119,7 @@ class Dealer:
         """Put the live settings in force; what waits for those who left is burned."""
         hospitals, parties = (frozenset(map(bytes.fromhex, names)) for names in (settings.hospitals, settings.parties))
         self._deck.admit(hospitals, parties)
+        self._tuples.admit(hospitals, parties)
         self.server.admit(frozenset({*settings.hospitals, *settings.parties}))
 
     def close(self) -> None:
@@ -127,7 +130,7 @@ class Dealer:
         asked: Message | None = None
         try:
             asked = channel.receive(overhead(Deal) + LARGEST_PROGRAM)
-            for answer in self._deck.answers(bytes.fromhex(channel.peer), asked, self._clock()):
+            for answer in self._answers(bytes.fromhex(channel.peer), asked):
                 if isinstance(answer, Bundle):
                     failpoint.reach("dealer-dealt")
                 channel.send(answer)
@@ -141,15 +144,20 @@ class Dealer:
             return
         finally:
             self.operation.metrics.moved(channel.sent, channel.received)
-        done = "dealt" if isinstance(asked, Deal) else "handed-over"
+        done = "dealt" if isinstance(asked, Deal | TupleDeal) else "handed-over"
         about = self._about(asked) | {"bundle_id": getattr(answer, "bundle", b"").hex()}
         log.info(f"bundle-{done}", fingerprint=channel.peer, **about, bytes=channel.sent)
         self.operation.request_ended("bundle", channel.peer, done, **about)
 
+    def _answers(self, peer: bytes, asked: Message) -> Iterator[Message]:
+        if isinstance(asked, TupleDeal | TupleFetch):
+            return self._tuples.answers(peer, asked)
+        return self._deck.answers(peer, asked, self._clock())
+
     @staticmethod
     def _about(asked: Message | None) -> dict[str, str]:
-        model = asked.model.hex() if isinstance(asked, Deal | Fetch) else ""
-        return {"bundle_id": asked.bundle.hex() if isinstance(asked, Fetch) else "", "model": model}
+        model = asked.model.hex() if isinstance(asked, Deal | Fetch | TupleDeal | TupleFetch) else ""
+        return {"bundle_id": asked.bundle.hex() if isinstance(asked, Fetch | TupleFetch) else "", "model": model}
 
 
 def serve(config: Path) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dicom_node.core.settings import Settings
 
 from .clear import PlaintextEngine
+from .crypten_engine.hospital import CryptenEngine
 from .dealt import DealtEngine
 from .engine import Engine
 from .models import SHIPPED, ModelCard, ModelStore
@@ -37,8 +38,9 @@ def open_engine(settings: Settings, card: ModelCard) -> Engine:
     Raises
     ------
     ConfigError
-        The plaintext engine is wanted where the weights are not.
+        The plaintext engine is wanted where the weights are not, or crypten where it is not installed.
     """
     if settings.inference.engine == "plaintext":
         return PlaintextEngine(card.suffix, site_store(settings).weights(card.version))
-    return DealtEngine(card, settings.inference, settings.site.state_dir / "bundles")
+    encrypted = CryptenEngine if settings.inference.engine == "crypten" else DealtEngine
+    return encrypted(card, settings.inference, settings.site.state_dir / "bundles")

@@ -20,12 +20,13 @@ from dicom_node.core.errors import ProtocolError, VeilRayError
 from dicom_node.core.settings import EndpointSettings, Port, read
 from dicom_node.core.tls import Fingerprint
 
+from .crypten_engine.owner import Owner
 from .models import ModelStore
 from .operation import LOOK_EVERY_S, Operated, Operation
 from .protocol import selftest
 from .protocol.channel import Channel
 from .protocol.ledger import Allowance, SpentLedger
-from .protocol.messages import Fetch, Message, Open
+from .protocol.messages import Fetch, Message, Open, TupleOpen, overhead
 from .protocol.party1 import PartySession, PrivateModel
 from .protocol.plan import Plan
 from .protocol.server import Limits, Server
@@ -138,6 +139,7 @@ class Party:
         self.models = Models(ModelStore(settings.models, settings.trusted_publishers))
         self.models.load()
         self._ledger = SpentLedger(settings.state_dir / "spent.sqlite3")
+        self._crypten = Owner(self.models.find, self._dial_dealer, settings.timeout_s)
         self.operation = Operation(settings, settings.state_dir / "audit.sqlite3", "secure-infer party", clock)
         limits = Limits(
             settings.maximum_connections,
@@ -162,6 +164,7 @@ class Party:
     def close(self) -> None:
         """End all connections and close ledger and trail."""
         self.operation.stop()
+        self._crypten.close()
         self._ledger.close()
 
     def _quota_left(self) -> dict[str, float]:
@@ -177,8 +180,11 @@ class Party:
         )
         opening: Message | None = None
         try:
-            opening = channel.receive(session.limit)
-            self._run(session, opening, channel)
+            opening = channel.receive(max(session.limit, overhead(TupleOpen)))
+            if isinstance(opening, TupleOpen):
+                self._run_crypten(opening, channel)
+            else:
+                self._run(session, opening, channel)
         except VeilRayError as error:
             about = self._about(session, opening)
             # A hospital that closes has dropped a bundle it did not need: that is no fault.
@@ -215,10 +221,22 @@ class Party:
         self.operation.metrics.took("online", seconds)
         self.operation.request_ended("query", channel.peer, "answered", **about)
 
+    def _run_crypten(self, opening: TupleOpen, channel: Channel) -> None:
+        served = self._crypten.serve(opening, channel, lambda bundle: self._spend(bundle, channel.peer))
+        about = {"bundle_id": opening.bundle.hex(), "model": served.version}
+        seconds = round(served.online_s, 5)
+        log.info("query-answered", fingerprint=channel.peer, **about, duration_s=seconds, bytes=channel.received)
+        self.operation.metrics.took("offline", served.offline_s)
+        self.operation.metrics.took("online", seconds)
+        self.operation.request_ended("query", channel.peer, "answered", **about)
+
+    def _dial_dealer(self) -> Channel:
+        settings, context = self._settings, self.operation.credentials.client
+        return Channel.dial(settings.dealer, context, "the dealer", settings.timeout_s)
+
     def _fetch(self, fetch: Fetch, session: PartySession) -> Message:
         """Take party 1's half from the dealer, with the material that follows it; the answer to the hospital."""
-        settings, context = self._settings, self.operation.credentials.client
-        with Channel.dial(settings.dealer, context, "the dealer", settings.timeout_s) as dealer:
+        with self._dial_dealer() as dealer:
             dealer.send(fetch)
             ready = None
             while ready is None:
@@ -232,7 +250,7 @@ class Party:
     @staticmethod
     def _about(session: PartySession, opening: Message | None) -> dict[str, str]:
         model = session.model.version if session.model else ""
-        return {"bundle_id": opening.bundle.hex() if isinstance(opening, Open) else "", "model": model}
+        return {"bundle_id": opening.bundle.hex() if isinstance(opening, Open | TupleOpen) else "", "model": model}
 
 
 def serve(config: Path) -> int:

@@ -189,8 +189,9 @@ class EndpointSettings(Section):
 class InferenceSettings(Section):
     """How studies are classified."""
 
-    engine: Literal["dealt-2pc", "plaintext"] = Field(
-        default="dealt-2pc", description="encrypted (dealt-2pc), or in the clear where the site owns the weights"
+    engine: Literal["dealt-2pc", "crypten", "plaintext"] = Field(
+        default="dealt-2pc",
+        description="encrypted (dealt-2pc; crypten: slower, an independent check), or in the clear (plaintext)",
     )
     model: str = Field(default="", description="model version; the only or newest active one when empty")
     trusted_publishers: tuple[str, ...] = Field(
@@ -207,10 +208,10 @@ class InferenceSettings(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> InferenceSettings:
-        if self.engine == "dealt-2pc":
+        if self.engine != "plaintext":
             missing = [field for field in ("party", "dealer", "tls") if getattr(self, field) is None]
             if missing:
-                raise ValueError(f"engine 'dealt-2pc' needs inference.{', inference.'.join(missing)}")
+                raise ValueError(f"engine '{self.engine}' needs inference.{', inference.'.join(missing)}")
         return self
 
 

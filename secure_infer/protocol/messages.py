@@ -38,6 +38,11 @@ class Label(IntEnum):
     GATE_MASK = 5  # R0, known to dealer and party 0
     PARTY_GATE_MASK = 6  # R1, known to dealer and party 1
     GATE_BITS = 7  # the masks of the opened bits, known to the dealer alone
+    # Of the engine CrypTen; one party's shares, known to that party and the dealer.
+    TUPLE_FIRST = 32  # a, a shared bit, or a truncation's mask
+    TUPLE_SECOND = 33  # b, or a truncation's shifted mask
+    TUPLE_RESULT = 34  # their product, the bit shared by sum, or a truncation's highest bit
+    ZERO_SHARING = 35  # shares of zero, known to both parties
 
 
 #: What may take tens of megabytes: neither writing nor reading it makes a copy. Read-only where it was read.
@@ -172,6 +177,52 @@ class Signs(OfLayer, kind=14):
 
 class Tops(OfLayer, kind=15):
     """Party 1 opens the highest bits of a truncation gate's input under both masks."""
+
+
+@dataclass(frozen=True)
+class TupleDeal(Message, kind=32, fixed="16s 32s 32s"):
+    """Party 0 asks the dealer for a bundle of the engine CrypTen."""
+
+    session: bytes  # party 0's own random bytes, as in `Deal`
+    model: bytes  # SHA-256 of the model card
+    party: bytes  # fingerprint of party 1's certificate
+    program: bytes  # JSON
+
+
+@dataclass(frozen=True)
+class TupleFetch(OfBundle, kind=33, fixed="16s 32s 32s 32s"):
+    """Party 1 asks the dealer for its half of such a bundle."""
+
+    model: bytes
+    program: bytes  # SHA-256 of the program's JSON
+    hospital: bytes  # fingerprint of party 0's certificate
+
+
+@dataclass(frozen=True)
+class TupleSeed(OfBundle, kind=34, fixed="16s 32s"):
+    """The dealer's half for either party; party 1's is followed by `TupleCorrections`, one for each tuple."""
+
+    seed: bytes
+
+
+class TupleCorrections(OfLayer, kind=35):
+    """What makes party 1's half of one tuple fit party 0's; the layer is the tuple's number."""
+
+
+@dataclass(frozen=True)
+class TupleOpen(OfBundle, kind=36, fixed="16s 32s 32s"):
+    """Party 0 announces to party 1 a query on such a bundle."""
+
+    model: bytes
+    zero_seed: bytes  # of the sharings of zero, which both parties know
+
+
+class TupleReady(OfBundle, kind=37, fixed="16s"):
+    """Party 1 holds its half and waits for the query."""
+
+
+class Exchange(OfLayer, kind=38):
+    """A party's masked shares of one opening; the layer is the opening's number. The last one is of the output."""
 
 
 @dataclass(frozen=True)

@@ -99,5 +99,20 @@ def weight_mask_id(seed: bytes) -> bytes:
     return _derive(seed, b"weight mask id", 16)
 
 
+def tuple_seed(secret: bytes, name: bytes, holder: bytes) -> bytes:
+    """Derive one party's seed of a bundle of tuples from the dealer's secret and what the bundle is bound to."""
+    return _derive(secret, b"tuple seed" + name + holder, 32)
+
+
+def tuple_masks(seed: bytes) -> Prg:
+    """Make the generator of one party's tuples, which only the dealer and that party can."""
+    return Prg(_derive(seed, b"tuples", 16))
+
+
+def zero_sharing(seed: bytes) -> Prg:
+    """Make the generator of shares of zero, which both parties can."""
+    return Prg(_derive(seed, b"zero sharing", 16))
+
+
 def _derive(secret: bytes, purpose: bytes, size: int) -> bytes:
     return HKDF(hashes.SHA256(), size, salt=None, info=DOMAIN + b"|" + purpose).derive(secret)

@@ -190,7 +190,7 @@ def _function(node: fx.Node) -> dict[str, Any]:
     raise ValueError(f"{node.name}: {node.target} has no counterpart in crypten.nn")
 
 
-def _crypten() -> Any:
+def import_crypten() -> Any:
     """Import CrypTen, which looks for a module of torch where torch 2.9 no longer has it."""
     moved = importlib.import_module("torch.onnx._internal.torchscript_exporter.registration")
     sys.modules.setdefault("torch.onnx._internal.registration", moved)
@@ -225,7 +225,7 @@ def _tuple(value: Any) -> Any:
 def _serve(folder: Path) -> None:
     """Be one of the three processes until it is ended; its rank stands in the environment."""
     torch.set_num_threads(1)
-    crypten = _crypten()
+    crypten = import_crypten()
     from crypten.config import cfg
 
     cfg.mpc.provider = "TTP"

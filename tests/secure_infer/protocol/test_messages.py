@@ -20,6 +20,11 @@ from secure_infer.protocol.messages import (
     Open,
     Output,
     Ready,
+    TupleDeal,
+    TupleFetch,
+    TupleOpen,
+    TupleReady,
+    TupleSeed,
     decode,
     overhead,
     room,
@@ -37,11 +42,19 @@ SAMPLES: dict[type[Message], Message] = {
         Ready(NAME, 60, bytes(48)),
         Output(NAME, bytes(64)),
         Failure(1, b"protocol"),
+        TupleDeal(b"s" * 16, b"m" * 32, b"p" * 32, b"{}"),
+        TupleFetch(NAME, b"m" * 32, b"d" * 32, b"h" * 32),
+        TupleSeed(NAME, b"w" * 32),
+        TupleOpen(NAME, b"m" * 32, b"z" * 32),
+        TupleReady(NAME),
         *(kind(NAME, 7, bytes(16)) for kind in KINDS.values() if issubclass(kind, OfLayer)),
     )
 }
 #: As the table of the protocol's README has them.
-FIXED = {"Deal": 81, "Bundle": 65, "Open": 50, "Fetch": 113, "Half": 49, "Ready": 21, "Output": 17, "Failure": 2}
+FIXED = {
+    "Deal": 81, "Bundle": 65, "Open": 50, "Fetch": 113, "Half": 49, "Ready": 21, "Output": 17, "Failure": 2,
+    "TupleDeal": 81, "TupleFetch": 113, "TupleSeed": 49, "TupleOpen": 81, "TupleReady": 17,
+}  # fmt: skip
 
 
 def test_there_is_a_sample_of_every_kind():

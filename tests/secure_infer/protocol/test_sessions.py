@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dicom_node.core.errors import ProtocolError
-from secure_infer.protocol.messages import KINDS, Deal, Failure, Fetch, Message, Open
+from secure_infer.protocol.messages import KINDS, Deal, Failure, Fetch, Message, Open, TupleDeal
 from secure_infer.protocol.party0 import HospitalSession
 from secure_infer.protocol.party1 import PartySession
 from secure_infer.protocol.session import Session, State
@@ -80,6 +80,7 @@ def test_a_wrong_message_in_place_of_the_right_one_burns_the_bundle(role, step):
         wrong += [dataclasses.replace(right, values=one) for one in (data[:-1], data + b"0", b"")]
     wrong += [Deal(b"s" * 16, MODEL, b"p" * 32, b"{}"), SAMPLES[Fetch], SAMPLES[Failure]]
     wrong += {type(m): m for m in TO["P0"] + TO["P1"] if type(m) is not type(right)}.values()
+    wrong += [one for kind, one in SAMPLES.items() if kind.KIND >= TupleDeal.KIND]
     assert {type(one) for one in wrong} >= set(KINDS.values()) - {type(right)}
     for message in wrong:
         session = session_before(role, step)

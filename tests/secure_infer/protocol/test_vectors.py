@@ -27,7 +27,7 @@ from secure_infer.program import (
     SumPoolLayer,
     TruncationLayer,
 )
-from secure_infer.protocol.messages import KINDS, Failure, Label, decode
+from secure_infer.protocol.messages import KINDS, Failure, Label, TupleDeal, decode
 from secure_infer.protocol.prg import (
     Context,
     bundle_masks,
@@ -131,7 +131,9 @@ def test_every_kind_of_message_stands_in_the_vectors_and_reads_back():
     kept = json.loads(FILE.read_text())
     frames = [bytes.fromhex(frame) for name in PROGRAMS for _, _, frame in kept[name]["frames"]]
     frames.append(bytes.fromhex(kept["failure"]))
-    assert {type(decode(frame)) for frame in frames} == set(KINDS.values())
+    # What the engine CrypTen sends follows from that library, too.
+    ours = {kind for number, kind in KINDS.items() if number < TupleDeal.KIND}
+    assert {type(decode(frame)) for frame in frames} == ours
     assert all(decode(frame).encode() == frame for frame in frames)
 
 
