@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dicom_node.core.errors import IntegrityError, Unavailable, VeilRayError
 
@@ -39,6 +40,8 @@ from .tuples import RING, encoded_corrections, requests_of
 
 #: What the self-test must open: relu(2·(1, -1) + 1), summed.
 KNOWN = 3.0
+#: Longest wait of the self-test for its twin, seconds.
+REHEARSAL_S = 60.0
 
 
 class Model:
@@ -128,32 +131,38 @@ def self_test() -> None:
     library.require_sound_streams()
     library.require_refusal()
     program, tensors = _known()
+    found, *_ = rehearse(program, tensors, np.array([1.0, -1.0]).reshape(program.input_shape))
+    if abs(found.item() - KNOWN) > 2.0 ** (2 - program.fraction_bits):  # a unit in the last place for each truncation
+        raise IntegrityError("CrypTen computes a known product wrongly", code="self-test")
+
+
+def rehearse(program: Program, tensors: Mapping[str, Words], image: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """Play all three roles on this machine, with weights and biases as integers; return what is opened."""
     seeds = [os.urandom(32) for _ in range(3)]
     dealt = [one for _, one in encoded_corrections(program, *(tuple_masks(seed) for seed in seeds[:2]))]
     ours, theirs = socket.socketpair()
-    shape = program.input_shape
     twin = os.fork()  # CrypTen's state is global, so the other party is another process
     if not twin:
         status = 1
         try:
-            exchange = _exchange(Pipe(theirs, 60.0))
-            output = evaluate(Model(program, 1, tensors), exchange, (seeds[1], seeds[2]), dealt, np.zeros(shape, "u8"))
-            Pipe(theirs, 60.0).send(Kind.OUTPUT, output)
+            pipe, share = Pipe(theirs, REHEARSAL_S), np.zeros(program.input_shape, np.uint64)
+            output = evaluate(Model(program, 1, tensors), _exchange(pipe), (seeds[1], seeds[2]), dealt, share)
+            pipe.send(Kind.OUTPUT, output)
             status = 0
         finally:
             os._exit(status)
     theirs.close()
-    pipe = Pipe(ours, 60.0)
+    pipe = Pipe(ours, REHEARSAL_S)
     try:
-        image = RING.encode(np.array([1.0, -1.0]).reshape(shape), program.fraction_bits)
-        output = evaluate(Model(program, 0, {}), _exchange(pipe), (seeds[0], seeds[2]), None, image)
+        share = RING.encode(image, program.fraction_bits)
+        output = evaluate(Model(program, 0, {}), _exchange(pipe), (seeds[0], seeds[2]), None, share)
         _, other = pipe.receive()
     finally:
         pipe.close()  # ends a twin that still waits
         os.waitpid(twin, 0)
-    (found,) = RING.decode(RING.from_bytes(output, (1,)) + RING.from_bytes(other, (1,)), program.fraction_bits)
-    if abs(found - KNOWN) > 2.0 ** (2 - program.fraction_bits):  # a unit in the last place for each truncation
-        raise IntegrityError("CrypTen computes a known product wrongly", code="self-test")
+    shapes = [shapes_of(program)[one] for one in (program.output, program.guard) if one is not None]
+    pairs = zip(RING.split(output, shapes), RING.split(other, shapes), strict=True)
+    return [RING.decode(mine + its, program.fraction_bits) for mine, its in pairs]
 
 
 def _known() -> tuple[Program, dict[str, Words]]:
