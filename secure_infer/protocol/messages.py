@@ -19,8 +19,8 @@ from dicom_node.core.errors import ProtocolError, Refused, Unavailable, VeilRayE
 
 #: Stands in every key derivation: another version of the protocol shares no key with this one.
 DOMAIN: Final = b"VeilRay dealt-2pc 1"
-#: No frame is longer, whatever the program: 128 MiB.
-LARGEST_FRAME: Final = 1 << 27
+#: No frame is longer, whatever the program: 160 MiB, for the tables of EfficientNet-Lite0's widest ReLU6.
+LARGEST_FRAME: Final = 160 << 20
 LARGEST_PROGRAM: Final = 1 << 16
 #: Room for a failure's code wherever a shorter message is expected.
 LARGEST_FAILURE: Final = 64

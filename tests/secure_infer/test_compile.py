@@ -13,7 +13,8 @@ from dicom_node.core.errors import ConfigError, Refused
 from secure_infer.clear import PlaintextEngine, evaluate
 from secure_infer.compile import compile_network
 from secure_infer.engine import input_of
-from secure_infer.networks import SmallCNN
+from secure_infer.network import STAGE_NAMES, STAGES
+from secure_infer.networks import SmallCNN, lite0_suffix
 from secure_infer.program import ReluLayer
 from secure_infer.protocol.plan import Plan
 from tests.secure_infer.small_network import Trio
@@ -205,6 +206,20 @@ def test_the_hospital_learns_no_more_bits_of_the_output_than_asked_for(bits):
     # Rounded up or down by chance, with the right mean.
     assert np.abs(opened - expected).max() < 1 / 16 + 0.05 * (bits == 32)
     assert np.abs(opened.mean(axis=0) - expected).max() < 0.03 + 0.05 * (bits == 32)
+
+
+@pytest.mark.parametrize("cut", [None, "block14"])
+def test_the_private_stages_of_efficientnet_compile_wherever_they_begin(cut):
+    network = lite0_suffix(cut).eval()
+    stage = STAGES[STAGE_NAMES.index(cut)] if cut else None
+    shape = (stage.channels_out, stage.side, stage.side) if stage else (1, 224, 224)
+    with torch.no_grad():
+        network.dense.weight.normal_(0, 0.05)
+    compiled = compile_network(network, images(shape, 1))
+    assert compiled.program.guard is None  # its ceilings prove enough
+    image = images(shape, 1, seed=5)[0]
+    found = PlaintextEngine(compiled.program, compiled.weights).infer(image).logits
+    assert np.abs(found - logits(network, image)).max() < 1e-3
 
 
 def test_the_max_pool_before_the_relu_leaves_it_a_quarter_of_the_values():
