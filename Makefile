@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OUT ?= demo-out
 
-.PHONY: setup lock demo test lint types unit bench clean packages
+.PHONY: setup lock demo test lint types unit bench campaign clean packages
 
 setup: $(VENV)/.synced
 
@@ -45,6 +45,10 @@ unit: setup
 
 bench: setup
 	$(BIN)/python -m tests.bench
+
+# A night's worth of queries: seconds to minutes, so not a part of `make test`.
+campaign: setup
+	$(BIN)/python -m tests.bench.soak --json build/soak.json --queries 2000
 
 clean:
 	rm -rf $(VENV) .cache build dist demo-out .mypy_cache .ruff_cache .pytest_cache

@@ -43,8 +43,8 @@ class DealerSettings(Operated):
     handshake_timeout_s: float = Field(default=10.0, gt=0, description="time to finish the TLS handshake, seconds")
     bundle_lifetime_s: float = Field(default=60.0, gt=0, description="time for party 1 to take its half, seconds")
     maximum_bundles_per_hospital: int = Field(default=64, ge=1, description="bundles that may wait for party 1")
-    maximum_connections: int = Field(default=256, ge=1, le=4096, description="connections at once")
-    maximum_connections_per_peer: int = Field(default=64, ge=1, le=4096, description="per certificate, at once")
+    maximum_connections: int = Field(default=1024, ge=1, le=4096, description="connections at once")
+    maximum_connections_per_peer: int = Field(default=256, ge=1, le=4096, description="per certificate, at once")
 
     @model_validator(mode="after")
     def _apart(self) -> DealerSettings:

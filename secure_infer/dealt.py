@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -147,7 +147,7 @@ class DealtEngine:
         log.info(
             "query-answered", bundle_id=session.bundle.hex(), duration_s=seconds, bytes=channel.sent + channel.received
         )
-        return inference_of(session.outputs)
+        return replace(inference_of(session.outputs), bundle_id=session.bundle.hex())
 
     def _prepare(self) -> _Prepared:
         """Do the offline phase of one bundle."""

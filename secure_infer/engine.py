@@ -28,10 +28,13 @@ class Inference:
     evidence : ndarray of float64, shape (rows, columns, classes), or None
         Logits that each position alone would give, bias included: their mean is `logits`. None where the program
         ends in one position.
+    bundle_id : str
+        Under which the other parties' logs know this query, hexadecimal; empty where there are none.
     """
 
     logits: NDArray[np.float64]
     evidence: NDArray[np.float64] | None
+    bundle_id: str = ""
 
 
 class Engine(Protocol):

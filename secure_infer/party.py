@@ -57,7 +57,10 @@ class PartySettings(Operated):
     timeout_s: float = Field(default=20.0, gt=0, description="longest wait for any one message, seconds")
     handshake_timeout_s: float = Field(default=10.0, gt=0, description="time to finish the TLS handshake, seconds")
     bundle_lifetime_s: int = Field(default=600, ge=1, le=86400, description="wait for the query of a bundle, seconds")
-    maximum_connections: int = Field(default=256, ge=1, le=4096, description="connections at once")
+    maximum_connections: int = Field(default=1024, ge=1, le=4096, description="connections at once")
+    maximum_connections_to_dealer: int = Field(
+        default=32, ge=1, le=4096, description="to the dealer, at once; further queries wait their turn"
+    )
     maximum_connections_per_hospital: int = Field(default=64, ge=1, le=4096, description="per certificate, at once")
 
 
@@ -141,6 +144,7 @@ class Party:
         self._ledger = SpentLedger(settings.state_dir / "spent.sqlite3")
         self._crypten = Owner(self.models.find, self._dial_dealer, settings.timeout_s)
         self.operation = Operation(settings, settings.state_dir / "audit.sqlite3", "secure-infer party", clock)
+        self._fetching = threading.BoundedSemaphore(settings.maximum_connections_to_dealer)
         limits = Limits(
             settings.maximum_connections,
             settings.maximum_connections_per_hospital,
@@ -236,7 +240,7 @@ class Party:
 
     def _fetch(self, fetch: Fetch, session: PartySession) -> Message:
         """Take party 1's half from the dealer, with the material that follows it; the answer to the hospital."""
-        with self._dial_dealer() as dealer:
+        with self._fetching, self._dial_dealer() as dealer:  # the dealer would refuse more
             dealer.send(fetch)
             ready = None
             while ready is None:

@@ -43,6 +43,7 @@ class Classified:
     instance_id: int
     image: report.AnalysedImage
     rendering: str
+    bundle_id: str
     seconds: dict[str, float]
 
 
@@ -176,7 +177,7 @@ class Worker:
             )
         image = report.AnalysedImage(dataset, answer, region or report.frame(seen.rows, seen.columns))
         spans = dict(zip(("pixels", "trunk", "engine"), (b - a for a, b in itertools.pairwise(clock)), strict=True))
-        return Classified(row.id, image, seen.rendering, spans)
+        return Classified(row.id, image, seen.rendering, inference.bundle_id, spans)
 
     def _write_reports(self, held: jobs.Job, images: list[report.AnalysedImage]) -> list[dict[str, str]]:
         """Build the reports and put them into the store; what is returned goes into the job's result."""
@@ -247,6 +248,7 @@ class Worker:
             "weights_sha256": self._card.weights_sha256,
             "images": [one.instance_id for one in classified],
             "renderings": [one.rendering for one in classified],
+            "bundles": [one.bundle_id for one in classified if one.bundle_id],
             "reports": reports,
             "seconds": {key: round(value, 4) for key, value in seconds.items()},
         }
@@ -277,6 +279,7 @@ class Worker:
             "engine": self._engine.name,
             "images": [one.instance_id for one in classified],
             "renderings": [one.rendering for one in classified],
+            "bundles": [one.bundle_id for one in classified if one.bundle_id],
         }
         self._append(connection, what, held, detail, Outcome.SUCCESS)
 

@@ -67,10 +67,13 @@ def write_settings(
     # The package is named, not imported: the clinical path never imports the network's code.
     models = Path(str(importlib.resources.files("secure_infer"))) / "shipped"
     authority = pki.Authority(folder / "certificates")
-    issued = {name: authority.issue(name) for name in ("hospital", "party", "dealer")}
+    crl = authority.revoke()  # nobody yet; it is looked at all the same
+    issued = {
+        name: authority.issue(name).model_copy(update={"crl": crl}) for name in ("hospital", "party", "dealer")
+    }
     prints = {name: tls.fingerprint(files.certificate) for name, files in issued.items()}
     material = {
-        name: "\n".join(f"{key} = {_quoted(getattr(files, key))}" for key in ("certificate", "key", "ca"))
+        name: "\n".join(f"{key} = {_quoted(getattr(files, key))}" for key in ("certificate", "key", "ca", "crl"))
         for name, files in issued.items()
     }
     (folder / "site.toml").write_text(

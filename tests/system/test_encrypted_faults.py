@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from dicom_node import phantom
 from dicom_node.assembler import Assembler
-from dicom_node.core.database import Database, job
+from dicom_node.core.database import Database, audit_event, job
 from dicom_node.core.settings import Settings
 from dicom_node.store import Store
 from secure_infer.card import ModelCard
@@ -27,7 +27,8 @@ from secure_infer.dealt import DealtEngine
 from secure_infer.network import Trunk
 from secure_infer.protocol.messages import Deal, Masked, Open, Output, Ready
 from secure_infer.worker import Worker
-from tests.secure_infer.small_network import every_kind, publish_network, weights_of
+from tests.secure_infer.small_model import publish
+from tests.secure_infer.small_network import every_kind
 from tests.system.relay import LENGTH, Relay, honest
 from tests.system.roles import Roles
 
@@ -106,6 +107,12 @@ class Site:
         self.now += 1000.0  # longer than any pause before the next try
         return found
 
+    def audited(self, what: str) -> dict[str, Any]:
+        """The details of one row of the hospital's trail."""
+        with self.database.read() as connection:
+            rows = connection.execute(sa.select(audit_event).where(audit_event.c.event_type == what))
+            return rows.one().detail
+
     @property
     def spent(self) -> set[bytes]:
         return spent(self.folder / "bundles")
@@ -118,8 +125,7 @@ class Site:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     roles = Roles(tmp_path_factory.mktemp("faults"), timeout_s=2 * TIMEOUT_S)
-    made = every_kind()
-    cards = {"head": roles.cards["map"], "network": publish_network(roles.models, made, weights_of(made), "network")}
+    cards = {"head": roles.cards["map"], "network": publish(roles.models, every_kind(), version="network")}
     found = World(roles, cards, {"head": Trunk(), "network": SmallTrunk()}, {})
     try:
         roles.start()
@@ -350,6 +356,7 @@ def test_a_fault_is_named_burns_its_bundle_and_leaves_the_report_as_it_would_hav
     assert len(fresh) == 1
     assert made.spent_by_party() - before == fresh | (burned if found.opened else set())
     assert [one["sha256"] for one in done.result["reports"]] == undisturbed[kind]
+    assert done.result["bundles"] == site.audited("study-classified")["bundles"] == [one.hex() for one in fresh]
     site.close()
 
 
