@@ -68,9 +68,7 @@ def write_settings(
     models = Path(str(importlib.resources.files("secure_infer"))) / "shipped"
     authority = pki.Authority(folder / "certificates")
     crl = authority.revoke()  # nobody yet; it is looked at all the same
-    issued = {
-        name: authority.issue(name).model_copy(update={"crl": crl}) for name in ("hospital", "party", "dealer")
-    }
+    issued = {name: authority.issue(name).model_copy(update={"crl": crl}) for name in ("hospital", "party", "dealer")}
     prints = {name: tls.fingerprint(files.certificate) for name, files in issued.items()}
     material = {
         name: "\n".join(f"{key} = {_quoted(getattr(files, key))}" for key in ("certificate", "key", "ca", "crl"))
