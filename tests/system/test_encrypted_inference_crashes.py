@@ -30,11 +30,22 @@ def fragile(tmp_path: Path) -> Iterator[Roles]:
         made.stop()
 
 
+def pause(pid: int) -> None:
+    """Stop a process, and wait until each of its threads stands: a busy machine takes its time over the last ones."""
+    os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + 20
+    while any(
+        file.read_text().rpartition(")")[2].split()[0] != "T" for file in Path(f"/proc/{pid}/task").glob("*/stat")
+    ):
+        assert time.monotonic() < deadline, "the process does not stop"
+        time.sleep(0.01)
+
+
 def test_a_paused_party_1_is_unavailable_in_time_and_its_bundle_is_burned(fragile):
     engine = fragile.engine(prefetch=1, timeout_s=1.0)
     wait_for_bundles(engine, 1)
     bundle = engine._ready[0].session.bundle
-    os.kill(fragile.party.pid, signal.SIGSTOP)
+    pause(fragile.party.pid)
     try:
         started = time.monotonic()
         with pytest.raises(Unavailable) as caught:

@@ -67,7 +67,7 @@ CASES = {
         ([0.0, 0.0], [3.5, -7.25]),
         [1.0, 1.0],
         (matrix([[0.5, 0.25], [1.0, 0.0]]), matrix([[0.25, 0.5], [-1.0, 2.0]])),
-        1500,
+        1000,
         600,
     ),
     "gates": Case(
@@ -218,7 +218,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, label: Label, kept: int = 0, layer: i
 )
 def test_a_planted_weak_or_missing_mask_of_any_kind_is_seen(monkeypatch, name, to, label, kept):
     plant(monkeypatch, label, kept)
-    assert leaks(*views(name, to, CASES[name].planted))
+    assert leaks(*views(name, to, CASES[name].planted if kept else 60))  # a mask that is missing shows at once
 
 
 @pytest.mark.parametrize(("to", "label"), [("P1", Label.GATE_TABLES), ("P0", Label.PARTY_GATE_MASK)])
