@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -144,10 +144,10 @@ class CryptenEngine:
                 self._broken = True
                 child.close()
                 raise
-        inference = self._open(ours, theirs)
+        inference = replace(self._open(ours, theirs), bundle_id=prepared.bundle.hex())
         log.info(
             "query-answered",
-            bundle_id=prepared.bundle.hex(),
+            bundle_id=inference.bundle_id,
             duration_s=round(time.perf_counter() - started, 5),
             bytes=channel.sent + channel.received,
         )

@@ -142,6 +142,16 @@ class Roles:
         """A connection for a test that does not keep to the protocol."""
         return Channel.dial(self.endpoint(role), tls.client_context(self.tls[who]), role, timeout_s)
 
+    def answered(self, bundle_id: str) -> dict[str, Any]:
+        """The party's log line of a query, which it writes after it has sent its answer."""
+        deadline = time.monotonic() + 20
+        while True:
+            for line in self.party.lines():
+                if (line["event"], line.get("bundle_id")) == ("query-answered", bundle_id):
+                    return line
+            assert time.monotonic() < deadline, "party 1 did not log the query"
+            time.sleep(0.02)
+
     def weights(self, version: str = "map") -> dict[str, np.ndarray]:
         return ModelStore(self.models, [PUBLISHER_HEX]).weights(version)
 

@@ -75,6 +75,7 @@ def test_crypten_dealt_2pc_and_plaintext_agree_on_the_small_cnn(roles, engine):
 
 def test_crypten_dealt_2pc_and_plaintext_agree_on_the_default_head(roles, head_engine):
     found = head_engine.infer(features())
+    assert roles.answered(found.bundle_id)["fingerprint"] == roles.fingerprint("hospital")
     assert farthest(found.logits, dealt(roles, "map", features()), plain(roles)) < 1e-3
     assert found.evidence is not None
     assert found.evidence.shape == (7, 7, 3)

@@ -37,6 +37,7 @@ def test_ten_hospitals_with_twenty_queries_at_once_each_get_their_own_right_answ
             engine.close()
         for one, inference in zip(asked, found, strict=True):
             assert np.abs(inference.logits - expected[one]).max() < 1e-3, one
+        assert (roles.party.stop(), roles.dealer.stop()) == (0, 0)  # with all lines written
         answered = [line for line in roles.party.lines() if line["event"] == "query-answered"]
         whose = {inference.bundle_id: roles.fingerprint(HOSPITALS[hospital]) for (hospital, _), inference in
                  zip(asked, found, strict=True)}  # fmt: skip
