@@ -7,7 +7,7 @@ as spent when it arrives, before party 1 hears of it: one that is lost with the 
 from __future__ import annotations
 
 import hashlib
-import os
+import secrets
 import threading
 import time
 from collections import deque
@@ -19,10 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicom_node.core import failpoint, logs, tls
-from dicom_node.core.errors import ConfigError, Unavailable
+from dicom_node.core.errors import ConfigError, IntegrityError, Unavailable
 from dicom_node.core.settings import InferenceSettings
 
+from . import keyfile
 from .card import ModelCard
+from .connections import Connections
+from .distrust import Distrust
 from .engine import Inference, inference_of, input_of
 from .protocol import selftest
 from .protocol.channel import Channel
@@ -62,7 +65,7 @@ class DealtEngine:
     settings : InferenceSettings
         Where party 1 and dealer are, this site's certificate, time-outs, and how many bundles to fetch ahead.
     state_dir : Path
-        Takes the ledger ``spent.sqlite3``.
+        Takes the ledger ``spent.sqlite3`` and the key to which dealers seal seeds, ``sealing.key``.
     clock, monotonic : callable
         Seconds since the epoch, and seconds of a clock that is never set back.
 
@@ -85,10 +88,12 @@ class DealtEngine:
     ) -> None:
         if settings.party is None or settings.dealer is None or settings.tls is None:
             raise ConfigError("the encrypted engine needs inference.party, inference.dealer and inference.tls")
-        self._party, self._dealer = settings.party, settings.dealer
-        self._context = tls.client_context(settings.tls)
-        self._timeout_s = settings.timeout_s
+        context, timeout_s = tls.client_context(settings.tls), settings.timeout_s
+        self._dealer = Connections(settings.dealer, lambda: context, "the dealer", timeout_s, clock=monotonic)
+        self._party = Connections(settings.party, lambda: context, "party 1", timeout_s, clock=monotonic)
         self._prefetch = settings.prefetch
+        self._audit_one_in = settings.audit_one_in
+        self._distrust = Distrust(state_dir / "dealer-distrusted.json", settings.dealer.fingerprint)
         self._clock, self._monotonic = clock, monotonic
         self._hospital = bytes.fromhex(tls.fingerprint(settings.tls.certificate))
         self._plan = Plan(card.suffix)
@@ -99,6 +104,8 @@ class DealtEngine:
             hashlib.sha256(card.canonical()).digest(),
             self._hospital,
             bytes.fromhex(settings.party.fingerprint),
+            bytes.fromhex(settings.dealer.fingerprint),
+            keyfile.sealing_key(state_dir / "sealing.key"),
             self._spend,
             dict[bytes, list[Words]](),
         )
@@ -116,7 +123,8 @@ class DealtEngine:
         Raises
         ------
         IntegrityError
-            The opened output cannot be the model's (``output-out-of-range``): party 1 or the dealer cheats.
+            The opened output cannot be the model's (``output-out-of-range``): party 1 or the dealer cheats. The dealer
+            was caught cheating (``bundle-forged``, and from then on ``dealer-distrusted``).
         """
         image = input_of(self._plan.program, features)
         prepared = self._take()
@@ -140,35 +148,64 @@ class DealtEngine:
                 answer = session.handle(channel.receive(session.limit))
                 if answer is not None:
                     channel.send(answer)
-        finally:
+        except BaseException:
             prepared.drop()
+            raise
+        sent = channel.sent + channel.received
+        self._party.keep(channel)
         assert session.outputs is not None
         seconds = round(time.perf_counter() - started, 5)
-        log.info(
-            "query-answered", bundle_id=session.bundle.hex(), duration_s=seconds, bytes=channel.sent + channel.received
-        )
+        log.info("query-answered", bundle_id=session.bundle.hex(), duration_s=seconds, bytes=sent)
         return replace(inference_of(session.outputs), bundle_id=session.bundle.hex())
 
     def _prepare(self) -> _Prepared:
-        """Do the offline phase of one bundle."""
-        session = HospitalSession(self._terms, os.urandom)
-        channel: Channel | None = None
+        """Do the offline phase of one bundle; those that are drawn for an audit are given up for it."""
+        while True:
+            prepared = self._offline()
+            if not self._audit_one_in or secrets.randbelow(self._audit_one_in):
+                break
+            self._audit(prepared)
         try:
-            with Channel.dial(self._dealer, self._context, "the dealer", self._timeout_s) as dealer:
-                dealer.send(session.begin())
-                opening = session.handle(dealer.receive(session.limit))
+            for covered in prepared.session.covers():
+                prepared.channel.send(covered)
+        except BaseException:
+            prepared.drop()
+            raise
+        return prepared
+
+    def _offline(self) -> _Prepared:
+        """Get a bundle to both sides; nothing tells the dealer, or party 1, whether it will be audited."""
+        self._distrust.check()
+        session = HospitalSession(self._terms)
+        try:
+            channel, bundle = self._dealer.ask(session.begin(), session.limit)
+            self._dealer.keep(channel)
+            opening = session.handle(bundle)
             assert opening is not None
-            channel = Channel.dial(self._party, self._context, "party 1", self._timeout_s)
-            channel.send(opening)
-            session.handle(channel.receive(session.limit))
-            for covered in session.covers():
-                channel.send(covered)
+            channel, ready = self._party.ask(opening, session.limit, session.ahead)
         except BaseException:
             session.abort()
-            if channel is not None:
-                channel.close()
             raise
-        return _Prepared(session, channel, self._monotonic() + FRESH_SHARE * session.lifetime_s)
+        prepared = _Prepared(session, channel, 0.0)
+        try:
+            session.handle(ready)
+        except BaseException:
+            prepared.drop()
+            raise
+        return replace(prepared, stale_at=self._monotonic() + FRESH_SHARE * session.lifetime_s)
+
+    def _audit(self, prepared: _Prepared) -> None:
+        session, channel = prepared.session, prepared.channel
+        try:
+            channel.send(session.audit())
+            session.handle(channel.receive(session.limit))
+        except BaseException as error:
+            prepared.drop()
+            if isinstance(error, IntegrityError) and error.code == "bundle-forged":
+                self._distrust.note(session.bundle, session.signed, self._clock())
+            raise
+        log.info("bundle-audited", bundle_id=session.bundle.hex())
+        self._party.keep(channel)
 
     def _spend(self, bundle: bytes) -> None:
         self._ledger.spend(bundle, self._terms.party, self._clock())
@@ -228,4 +265,6 @@ class DealtEngine:
         if self._filler.is_alive():
             self._filler.join(timeout=5.0)
         self._drop_all()
+        self._dealer.close()
+        self._party.close()
         self._ledger.close()

@@ -15,19 +15,21 @@ from pathlib import Path
 
 from pydantic import Field
 
-from dicom_node.core import failpoint, logs, loops
+from dicom_node.core import failpoint, logs, loops, tls
 from dicom_node.core.errors import ProtocolError, VeilRayError
 from dicom_node.core.settings import EndpointSettings, Port, read
 from dicom_node.core.tls import Fingerprint
 
+from .connections import Connections
 from .crypten_engine.owner import Owner
+from .distrust import Distrust
 from .models import ModelStore
 from .operation import LOOK_EVERY_S, Operated, Operation
 from .protocol import selftest
 from .protocol.channel import Channel
 from .protocol.ledger import Allowance, SpentLedger
-from .protocol.messages import Fetch, Message, Open, TupleOpen, overhead
-from .protocol.party1 import PartySession, PrivateModel
+from .protocol.messages import Audit, Fetch, Message, Open, TupleOpen, overhead
+from .protocol.party1 import PartySession, Peers, PrivateModel
 from .protocol.plan import Plan
 from .protocol.server import Limits, Server
 from .protocol.session import State
@@ -56,6 +58,7 @@ class PartySettings(Operated):
     burst: int = Field(default=200, ge=1, le=10**6, description="bundles at once after a pause, per certificate")
     timeout_s: float = Field(default=20.0, gt=0, description="longest wait for any one message, seconds")
     handshake_timeout_s: float = Field(default=10.0, gt=0, description="time to finish the TLS handshake, seconds")
+    idle_timeout_s: float = Field(default=120.0, gt=0, description="time between two bundles on a connection, seconds")
     bundle_lifetime_s: int = Field(default=600, ge=1, le=86400, description="wait for the query of a bundle, seconds")
     maximum_connections: int = Field(default=1024, ge=1, le=4096, description="connections at once")
     maximum_connections_to_dealer: int = Field(
@@ -142,9 +145,13 @@ class Party:
         self.models = Models(ModelStore(settings.models, settings.trusted_publishers))
         self.models.load()
         self._ledger = SpentLedger(settings.state_dir / "spent.sqlite3")
+        self._distrust = Distrust(settings.state_dir / "dealer-distrusted.json", settings.dealer.fingerprint)
         self._crypten = Owner(self.models.find, self._dial_dealer, settings.timeout_s)
         self.operation = Operation(settings, settings.state_dir / "audit.sqlite3", "secure-infer party", clock)
         self._fetching = threading.BoundedSemaphore(settings.maximum_connections_to_dealer)
+        self._dealer = Connections(
+            settings.dealer, lambda: self.operation.credentials.client, "the dealer", settings.timeout_s
+        )
         limits = Limits(
             settings.maximum_connections,
             settings.maximum_connections_per_hospital,
@@ -169,6 +176,7 @@ class Party:
         """End all connections and close ledger and trail."""
         self.operation.stop()
         self._crypten.close()
+        self._dealer.close()
         self._ledger.close()
 
     def _quota_left(self) -> dict[str, float]:
@@ -176,54 +184,87 @@ class Party:
         return {one: self._ledger.left(bytes.fromhex(one), now, self._allowance) for one in self._hospitals}
 
     def _converse(self, channel: Channel) -> None:
+        """Serve one bundle after the other until the hospital leaves; one that fails ends the connection."""
+        try:
+            while self._serve(channel):
+                pass
+        finally:
+            self.operation.metrics.moved(channel.sent, channel.received)
+
+    def _serve(self, channel: Channel) -> bool:
+        """Serve one bundle; false where none was opened, or it failed."""
         session = PartySession(
-            bytes.fromhex(channel.peer),
+            self._peers(channel.peer),
             self.models.find,
             lambda bundle: self._spend(bundle, channel.peer),
             self._settings.bundle_lifetime_s,
         )
         opening: Message | None = None
         try:
-            opening = channel.receive(max(session.limit, overhead(TupleOpen)))
+            opening = channel.receive(max(session.limit, overhead(TupleOpen)), self._settings.idle_timeout_s)
             if isinstance(opening, TupleOpen):
                 self._run_crypten(opening, channel)
             else:
                 self._run(session, opening, channel)
         except VeilRayError as error:
+            if opening is None and error.code in ("connection-closed", "peer-timeout"):
+                return False  # the hospital needs no more bundles
+            if error.code == "bundle-forged":
+                self._distrust.note(session.bundle, session.signed, self._clock())
             about = self._about(session, opening)
             # A hospital that closes has dropped a bundle it did not need: that is no fault.
             note = log.info if error.code == "connection-closed" else log.warning
             note("query-aborted", fingerprint=channel.peer, **about, **logs.describe(error))
             channel.fail(error)
-            if opening is not None:  # `dicom-node check` only opens a connection
+            if opening is not None:
                 self.operation.request_ended("query", channel.peer, error, **about)
+            return False
         finally:
             session.abort()
-            self.operation.metrics.moved(channel.sent, channel.received)
+        return True
 
     def _run(self, session: PartySession, opening: Message, channel: Channel) -> None:
-        started = time.perf_counter()
+        started, before = time.perf_counter(), channel.received
+        self._distrust.check()
         fetch = session.handle(opening)
         assert isinstance(fetch, Fetch)
         channel.send(self._fetch(fetch, session))
+        message = self._next(session, channel)
+        if isinstance(message, Audit):
+            self._told(session, message, channel)
+            self._ended("bundle", "audited", session, opening, channel)
+            return
         while session.state is State.PREPARING:
-            session.handle(channel.receive(session.limit))
+            session.handle(message)
+            message = self._next(session, channel)
         self.operation.metrics.took("offline", time.perf_counter() - started)
-        message = channel.receive(session.limit, self._settings.bundle_lifetime_s)
         started = time.perf_counter()
-        while True:
-            answer = session.handle(message)
-            if answer is not None:
-                channel.send(answer)
-            if session.state is State.DONE:
-                break
+        while self._told(session, message, channel) is not State.DONE:
             message = channel.receive(session.limit)
         failpoint.reach("party1-answered")
         seconds = round(time.perf_counter() - started, 5)
-        about = self._about(session, opening)
-        log.info("query-answered", fingerprint=channel.peer, **about, duration_s=seconds, bytes=channel.received)
         self.operation.metrics.took("online", seconds)
-        self.operation.request_ended("query", channel.peer, "answered", **about)
+        self._ended("query", "answered", session, opening, channel, duration_s=seconds, bytes=channel.received - before)
+
+    def _next(self, session: PartySession, channel: Channel) -> Message:
+        """Wait for the next message before the query, and for the query itself as long as a bundle may lie ready."""
+        return channel.receive(
+            session.limit, self._settings.bundle_lifetime_s if session.state is State.READY else None
+        )
+
+    @staticmethod
+    def _told(session: PartySession, message: Message, channel: Channel) -> State:
+        answer = session.handle(message)
+        if answer is not None:
+            channel.send(answer)
+        return session.state
+
+    def _ended(
+        self, kind: str, done: str, session: PartySession, opening: Message, channel: Channel, **more: float
+    ) -> None:
+        about = self._about(session, opening)
+        log.info(f"{kind}-{done}", fingerprint=channel.peer, **about, **more)
+        self.operation.request_ended(kind, channel.peer, done, **about)
 
     def _run_crypten(self, opening: TupleOpen, channel: Channel) -> None:
         served = self._crypten.serve(opening, channel, lambda bundle: self._spend(bundle, channel.peer))
@@ -240,12 +281,22 @@ class Party:
 
     def _fetch(self, fetch: Fetch, session: PartySession) -> Message:
         """Take party 1's half from the dealer, with the material that follows it; the answer to the hospital."""
-        with self._fetching, self._dial_dealer() as dealer:  # the dealer would refuse more
-            dealer.send(fetch)
-            ready = None
-            while ready is None:
-                ready = session.handle(dealer.receive(session.limit))
+        with self._fetching:  # the dealer would refuse more
+            dealer, half = self._dealer.ask(fetch, session.limit)
+            try:
+                ready = session.handle(half)
+                while ready is None:
+                    ready = session.handle(dealer.receive(session.limit))
+            except BaseException:
+                dealer.close()
+                raise
+            self._dealer.keep(dealer)
             return ready
+
+    def _peers(self, hospital: str) -> Peers:
+        settings = self._settings
+        ours = tls.fingerprint(settings.tls.certificate)  # looked up each time: certificates are renewed while we run
+        return Peers(*map(bytes.fromhex, (hospital, ours, settings.dealer.fingerprint)))
 
     def _spend(self, bundle: bytes, peer: str) -> None:
         self._ledger.spend(bundle, bytes.fromhex(peer), self._clock(), self._allowance)

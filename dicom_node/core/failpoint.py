@@ -24,6 +24,8 @@ Place = Literal[
     "party1-spent",
     "party1-answered",
     "dealer-dealt",
+    "dealer-half-written",
+    "dealer-taken",
     "delivery-leased",
     "delivery-sent",
     "delivery-finished",

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.x509.oid import NameOID
 
 from .settings import TlsSettings
@@ -125,6 +126,14 @@ class Authority:
         return whole.rename(self._folder / "crl.pem")
 
 
+def self_signed(name: str, key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | Ed25519PrivateKey) -> bytes:
+    """Make a certificate, in DER form, that nobody vouches for: where its fingerprint alone is looked at."""
+    now, public = datetime.datetime.now(datetime.UTC), key.public_key()
+    algorithm = None if isinstance(key, Ed25519PrivateKey) else hashes.SHA256()
+    signed = _builder(_name(name), _name(name), public, now - SKEW, now + LIFETIME).sign(key, algorithm)
+    return signed.public_bytes(serialization.Encoding.DER)
+
+
 def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
@@ -139,7 +148,7 @@ def _host(text: str) -> x509.GeneralName:
 def _builder(
     subject: x509.Name,
     issuer: x509.Name,
-    public: ec.EllipticCurvePublicKey,
+    public: ec.EllipticCurvePublicKey | rsa.RSAPublicKey | Ed25519PublicKey,
     start: datetime.datetime,
     end: datetime.datetime,
 ) -> x509.CertificateBuilder:

@@ -204,10 +204,15 @@ class InferenceSettings(Section):
         default=30.0, gt=0, description="longest wait for any one message of the protocol, seconds"
     )
     prefetch: int = Field(default=4, ge=0, le=64, description="bundles fetched ahead")
+    audit_one_in: int = Field(
+        default=64, ge=0, description="one bundle in so many is opened to test the dealer; 0 for none"
+    )
     threads: int = Field(default=1, ge=1, le=64, description="threads of the public part of the network")
 
     @model_validator(mode="after")
     def _complete(self) -> InferenceSettings:
+        if self.audit_one_in == 1:
+            raise ValueError("inference.audit_one_in = 1 would open every bundle: use at least 2, or 0 for none")
         if self.engine != "plaintext":
             missing = [field for field in ("party", "dealer", "tls") if getattr(self, field) is None]
             if missing:

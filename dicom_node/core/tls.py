@@ -94,8 +94,8 @@ def load_material(context: ssl.SSLContext, settings: TlsSettings) -> None:
         raise ConfigError(f"cannot use the TLS files {files}: {reason}", code="tls-files") from error
 
 
-def fingerprint(certificate: Path) -> str:
-    """Compute the fingerprint of the first certificate in a PEM file: SHA-256 of its DER form, 64 hexadecimal digits.
+def certificate(path: Path) -> bytes:
+    """Read the first certificate in a PEM file, in DER form.
 
     Raises
     ------
@@ -103,13 +103,24 @@ def fingerprint(certificate: Path) -> str:
         The file cannot be read or holds no certificate.
     """
     try:
-        text = certificate.read_text()
+        text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the certificate {certificate}", code="tls-files") from error
+        raise ConfigError(f"cannot read the certificate {path}", code="tls-files") from error
     found = re.search(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", text, re.DOTALL)
     if found is None:
-        raise ConfigError(f"{certificate} holds no PEM certificate", code="tls-files")
-    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(found[0])).hexdigest()
+        raise ConfigError(f"{path} holds no PEM certificate", code="tls-files")
+    return ssl.PEM_cert_to_DER_cert(found[0])
+
+
+def fingerprint(path: Path) -> str:
+    """Compute the fingerprint of the first certificate in a PEM file: SHA-256 of its DER form, 64 hexadecimal digits.
+
+    Raises
+    ------
+    ConfigError
+        As `certificate`.
+    """
+    return hashlib.sha256(certificate(path)).hexdigest()
 
 
 def peer_fingerprint(connection: ssl.SSLSocket) -> str:

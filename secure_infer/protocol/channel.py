@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import ssl
 import struct
@@ -57,6 +58,12 @@ class Channel:
         """Connect to a service whose certificate is the agreed one; errors as `tls.connect`."""
         connection = tls.connect(endpoint.host, endpoint.port, context, endpoint.fingerprint, timeout_s)
         return cls(connection, name, timeout_s)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the peer has said nothing more, an end included; call it where nothing may come."""
+        readable, _, _ = select.select([self._connection], [], [], 0)
+        return not readable and not self._connection.pending()
 
     def send(self, message: Message) -> None:
         """Send one message.

@@ -6,63 +6,196 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from typing import Protocol
 
 from dicom_node.core.errors import ProtocolError, Unavailable
 
 from .deal import materials
-from .messages import Bundle, Deal, Fetch, Half, Material, Message
-from .plan import parse
-from .prg import Context, bundle_masks, weight_mask_id, weight_mask_seed
+from .manifest import Manifest, Signer, hashed
+from .messages import Bundle, Deal, Fetch, Half, Material, Message, Vector
+from .plan import Plan, parse
+from .prg import Context, bundle_name, material_key, weight_mask_id, weight_mask_seed
+from .seal import seal
+
+SEED_BYTES = 32
 
 
 @dataclass(frozen=True)
-class _Waiting:
-    """Party 1's half of a bundle, and who may take it."""
+class Order:
+    """What a bundle is dealt for.
 
-    half: Half
+    Attributes
+    ----------
+    model : bytes
+        SHA-256 of the model card.
+    hospital, party : bytes
+        Fingerprints of the certificates of party 0 and party 1.
+    sealing_key : bytes
+        Party 0's X25519 public key.
+    plan : Plan
+        The checked program.
+    """
+
     model: bytes
-    program: bytes
     hospital: bytes
     party: bytes
-    forgotten_at: float
-    #: What follows the half, made when it is taken: it is too much to keep.
-    materials: Callable[[], Iterator[Material]]
+    sealing_key: bytes
+    plan: Plan
 
 
-class Deck:
-    """All bundles of which party 1 has not taken its half yet; in memory alone, so a restart burns them.
+@dataclass(frozen=True)
+class Dealt:
+    """What the dealer keeps of a bundle besides party 1's material: no seed."""
+
+    bundle: bytes
+    sealed: bytes
+    signed: bytes
+
+
+class Dealing:
+    """Makes bundles.
 
     Parameters
     ----------
     master : bytes
         The dealer's only lasting secret, 32 bytes: the weight masks are derived from it.
+    signer : Signer
+        Signs the manifests.
+    random : callable
+        Returns as many unpredictable bytes as asked for, e.g. `os.urandom`.
+    """
+
+    def __init__(self, master: bytes, signer: Signer, random: Callable[[int], bytes]) -> None:
+        self._master = master
+        self._random = random
+        self.signer = signer
+
+    def weight_mask_seed(self, order: Order) -> bytes:
+        """Derive the seed of b, which party 1 gets with its half."""
+        return weight_mask_seed(self._master, order.model, order.hospital, order.party)
+
+    def deal(self, order: Order, keep: Callable[[Vector], object]) -> Dealt:
+        """Make one bundle.
+
+        Parameters
+        ----------
+        keep : callable
+            Takes party 1's material, one layer after the other.
+        """
+        seed, mask_seed = self._random(SEED_BYTES), self.weight_mask_seed(order)
+        name = bundle_name(seed)
+        context = Context(name, order.model, order.hospital, order.party)
+        key, hashes = material_key(mask_seed, name), []
+        for material in materials(order.plan, seed, context, mask_seed):
+            hashes.append(hashed(key, material))
+            keep(material)
+        manifest = Manifest(
+            name,
+            order.model,
+            order.plan.digest,
+            order.hospital,
+            order.party,
+            order.sealing_key,
+            weight_mask_id(mask_seed),
+            tuple(hashes),
+        )
+        return Dealt(name, seal(seed, order.sealing_key, manifest.digest), self.signer.sign(manifest))
+
+
+class Parcel(Protocol):
+    """A bundle that was taken from the stock: it is there no more, also after a crash."""
+
+    @property
+    def dealt(self) -> Dealt:
+        """Its name, seed and manifest."""
+        ...
+
+    def materials(self) -> Iterator[Vector]:
+        """Give party 1's material, one layer after the other, once."""
+        ...
+
+    def burn(self) -> None:
+        """Drop the material; harmless the second time."""
+        ...
+
+
+class Stock(Protocol):
+    """Where bundles come from."""
+
+    def take(self, order: Order) -> Parcel:
+        """Return a bundle, dealt ahead or now, that was never returned before and never will be again."""
+        ...
+
+
+@dataclass(frozen=True)
+class Loose:
+    """A bundle in memory; see `Parcel`."""
+
+    dealt: Dealt
+    parts: list[bytes]
+
+    def materials(self) -> Iterator[Vector]:
+        """Give the parts."""
+        yield from self.parts
+
+    def burn(self) -> None:
+        """Drop the parts."""
+        self.parts.clear()
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """A stock that keeps nothing: it deals when asked, into memory; see `Stock`."""
+
+    dealing: Dealing
+
+    def take(self, order: Order) -> Loose:
+        """Deal a bundle."""
+        parts: list[bytes] = []
+        dealt = self.dealing.deal(order, lambda part: parts.append(bytes(part)))
+        return Loose(dealt, parts)
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A bundle of which party 1 has not taken its half, and who may take it."""
+
+    order: Order
+    parcel: Parcel
+    forgotten_at: float
+
+
+class Deck:
+    """All bundles that party 0 has and party 1 has not yet; in memory alone, so a restart burns them.
+
+    Parameters
+    ----------
+    dealing : Dealing
+    stock : Stock
     hospitals, parties : frozenset of bytes
         Fingerprints of those who may ask for bundles, and for whom.
     lifetime_s : float
         Time for party 1 to take its half, seconds.
     largest : int
         Bundles that may wait at once for one hospital.
-    random : callable
-        Returns as many unpredictable bytes as asked for, e.g. `os.urandom`.
     """
 
     def __init__(
         self,
-        master: bytes,
+        dealing: Dealing,
+        stock: Stock,
         hospitals: frozenset[bytes],
         parties: frozenset[bytes],
         *,
         lifetime_s: float,
         largest: int,
-        random: Callable[[int], bytes],
     ) -> None:
-        self._master = master
+        self._dealing = dealing
+        self._stock = stock
         self._hospitals = hospitals
         self._parties = parties
         self._lifetime_s = lifetime_s
         self._largest = largest
-        self._random = random
         self._lock = threading.Lock()
         self._waiting: dict[bytes, _Waiting] = {}
 
@@ -73,18 +206,23 @@ class Deck:
         """Replace the lists of those who may ask; bundles that wait for, or from, anybody else are burned."""
         with self._lock:
             self._hospitals, self._parties = hospitals, parties
-            kept = {
-                key: one for key, one in self._waiting.items() if one.hospital in hospitals and one.party in parties
-            }
-            self._waiting = kept
+            orders = {name: one.order for name, one in self._waiting.items()}
+            left = [name for name, one in orders.items() if one.hospital not in hospitals or one.party not in parties]
+            found = [self._waiting.pop(name) for name in left]
+        for one in found:
+            one.parcel.burn()
 
     def waiting(self) -> dict[str, float]:
         """Count the bundles that wait, by the fingerprint of the hospital."""
         with self._lock:
-            return dict(Counter(one.hospital.hex() for one in self._waiting.values()))
+            return dict(Counter(one.order.hospital.hex() for one in self._waiting.values()))
 
     def handle(self, peer: bytes, message: Message, now: float) -> Message:
-        """Answer one message from the holder of the certificate `peer`.
+        """Give the first of the `answers`."""
+        return next(self.answers(peer, message, now))
+
+    def answers(self, peer: bytes, message: Message, now: float) -> Iterator[Message]:
+        """Answer one message from the holder of the certificate `peer`; party 1's half is followed by its material.
 
         Raises
         ------
@@ -93,52 +231,49 @@ class Deck:
         Unavailable
             Too many of the hospital's bundles wait already.
         """
-        return next(self.answers(peer, message, now))
-
-    def answers(self, peer: bytes, message: Message, now: float) -> Iterator[Message]:
-        """Answer as `handle`; party 1's half is followed by its material, made on the way."""
         self.forget(now)
         if isinstance(message, Deal) and peer in self._hospitals:
             yield self._deal(peer, message, now)
-            return
-        if isinstance(message, Fetch) and peer in self._parties:
-            found = self._hand_over(peer, message)
-            yield found.half
-            yield from found.materials()
-            return
-        raise ProtocolError(f"this peer may not send {type(message).__name__} to the dealer", code="out-of-order")
+        elif isinstance(message, Fetch) and peer in self._parties:
+            yield from self._hand_over(peer, message)
+        else:
+            kind = type(message).__name__
+            raise ProtocolError(f"this peer may not send {kind} to the dealer", code="out-of-order")
 
     def forget(self, now: float) -> None:
         """Burn the bundles whose time is over."""
         with self._lock:
-            for bundle in [key for key, one in self._waiting.items() if one.forgotten_at <= now]:
-                del self._waiting[bundle]
+            late = [bundle for bundle, one in self._waiting.items() if one.forgotten_at <= now]
+            found = [self._waiting.pop(bundle) for bundle in late]
+        for one in found:
+            one.parcel.burn()
 
     def _deal(self, hospital: bytes, message: Deal, now: float) -> Bundle:
         if message.party not in self._parties:
             raise ProtocolError("the dealer does not know that party 1", code="unknown-party")
         with self._lock:
-            if sum(one.hospital == hospital for one in self._waiting.values()) >= self._largest:
+            if sum(one.order.hospital == hospital for one in self._waiting.values()) >= self._largest:
                 raise Unavailable("too many bundles of this hospital wait", code="dealer-full")
-        plan = parse(message.program)
-        bundle, seed = self._random(16), self._random(32)
-        mask_seed = weight_mask_seed(self._master, message.model, hospital, message.party)
-        masks = bundle_masks(seed, Context(message.session, bundle, message.model, hospital, message.party))
-        half, private = Half(bundle, mask_seed), self._random(32)
-        waiting = _Waiting(
-            half, message.model, plan.digest, hospital, message.party, now + self._lifetime_s,
-            partial(materials, plan, bundle, masks, mask_seed, private_seed=private),
-        )  # fmt: skip
+        order = Order(message.model, hospital, message.party, message.sealing_key, parse(message.program))
+        parcel = self._stock.take(order)
+        dealt = parcel.dealt
         with self._lock:
-            self._waiting[bundle] = waiting
-        return Bundle(bundle, seed, weight_mask_id(mask_seed))
+            self._waiting[dealt.bundle] = _Waiting(order, parcel, now + self._lifetime_s)
+        return Bundle(dealt.bundle, dealt.sealed, dealt.signed)
 
-    def _hand_over(self, party: bytes, message: Fetch) -> _Waiting:
+    def _hand_over(self, party: bytes, message: Fetch) -> Iterator[Message]:
         with self._lock:
             found = self._waiting.pop(message.bundle, None)  # whatever follows, this bundle is not offered again
         if found is None:
             raise ProtocolError("the bundle is unknown, used or forgotten", code="unknown-bundle")
-        asked = (party, message.hospital, message.model, message.program)
-        if asked != (found.party, found.hospital, found.model, found.program):
-            raise ProtocolError("the bundle was dealt for others, or for another model", code="wrong-bundle")
-        return found
+        order, parcel = found.order, found.parcel
+        try:
+            if (party, message.hospital, message.model) != (order.party, order.hospital, order.model):
+                raise ProtocolError("the bundle was dealt for others, or for another model", code="wrong-bundle")
+            if message.program != order.plan.digest:
+                raise ProtocolError("the bundle was dealt for another program", code="wrong-bundle")
+            yield Half(message.bundle, self._dealing.weight_mask_seed(order), parcel.dealt.signed)
+            for name, material in zip(order.plan.materials, parcel.materials(), strict=True):
+                yield Material(message.bundle, order.plan.numbers[name], material)
+        finally:
+            parcel.burn()

@@ -15,7 +15,7 @@ from typing import ClassVar, Final
 
 import numpy as np
 
-from dicom_node.core.errors import ProtocolError, Refused, Unavailable, VeilRayError
+from dicom_node.core.errors import IntegrityError, ProtocolError, Refused, Unavailable, VeilRayError
 
 #: Stands in every key derivation: another version of the protocol shares no key with this one.
 DOMAIN: Final = b"VeilRay dealt-2pc 1"
@@ -95,28 +95,29 @@ class OfLayer(OfBundle):
 
 
 @dataclass(frozen=True)
-class Deal(Message, kind=1, fixed="16s 32s 32s"):
+class Deal(Message, kind=1, fixed="32s 32s 32s"):
     """Party 0 asks the dealer for a bundle."""
 
-    session: bytes  # party 0's own random bytes: masks are fresh even if the dealer's generator repeats
     model: bytes  # SHA-256 of the model card
     party: bytes  # fingerprint of party 1's certificate
+    sealing_key: bytes  # party 0's X25519 public key
     program: bytes  # JSON
 
 
 @dataclass(frozen=True)
-class Bundle(OfBundle, kind=2, fixed="16s 32s 16s"):
+class Bundle(OfBundle, kind=2, fixed="16s 80s"):
     """The dealer's half for party 0."""
 
-    seed: bytes
-    weight_mask_id: bytes  # which b this bundle belongs to; tells nothing about b
+    sealed: bytes  # the seed; only party 0 can read it
+    signed: bytes  # the manifest, the same as in `Half`
 
 
 @dataclass(frozen=True)
-class Open(OfBundle, kind=3, fixed="16s 32s B"):
+class Open(OfBundle, kind=3, fixed="16s 32s 32s B"):
     """Party 0 announces to party 1 that it will use a bundle."""
 
     model: bytes
+    manifest: bytes  # SHA-256: party 1 takes no other bundle of that name
     wants_delta: int  # 1 the first time under this weight mask
 
 
@@ -134,6 +135,7 @@ class Half(OfBundle, kind=5, fixed="16s 32s"):
     """The dealer's half for party 1, but for what follows as `Material`."""
 
     weight_mask_seed: bytes
+    signed: bytes  # the manifest
 
 
 @dataclass(frozen=True)
@@ -180,10 +182,21 @@ class Tops(OfLayer, kind=15):
 
 
 @dataclass(frozen=True)
+class Audit(OfBundle, kind=16, fixed="16s 32s"):
+    """Party 0 opens a bundle that it will not use, once party 1 holds all of it."""
+
+    seed: bytes
+
+
+class Audited(OfBundle, kind=17, fixed="16s"):
+    """Party 1 has made the bundle anew: the dealer dealt as it should."""
+
+
+@dataclass(frozen=True)
 class TupleDeal(Message, kind=32, fixed="16s 32s 32s"):
     """Party 0 asks the dealer for a bundle of the engine CrypTen."""
 
-    session: bytes  # party 0's own random bytes, as in `Deal`
+    session: bytes  # party 0's own random bytes: masks are fresh even if the dealer's generator repeats
     model: bytes  # SHA-256 of the model card
     party: bytes  # fingerprint of party 1's certificate
     program: bytes  # JSON
@@ -232,7 +245,12 @@ class Failure(Message, kind=9, fixed="B"):
     reaction: int
     code: bytes
 
-    _REACTIONS: ClassVar[dict[int, type[VeilRayError]]] = {1: ProtocolError, 2: Unavailable, 3: Refused}
+    _REACTIONS: ClassVar[dict[int, type[VeilRayError]]] = {
+        1: ProtocolError,
+        2: Unavailable,
+        3: Refused,
+        4: IntegrityError,
+    }
 
     @classmethod
     def of(cls, error: VeilRayError) -> Failure:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from numpy.typing import NDArray
 
 from dicom_node.core.errors import IntegrityError, ProtocolError, Refused
@@ -17,11 +18,29 @@ from ..program import INPUT, Gated, sources
 from .deal import masks_of
 from .gate import Bytes, ReluGate, TruncationGate
 from .layers import local, weigh
-from .messages import Bits, Bundle, Covered, Deal, Label, Masked, Message, Open, Output, Ready, Shifted, Signs, Tops
+from .manifest import verified
+from .messages import (
+    Audit,
+    Audited,
+    Bits,
+    Bundle,
+    Covered,
+    Deal,
+    Label,
+    Masked,
+    Message,
+    Open,
+    Output,
+    Ready,
+    Shifted,
+    Signs,
+    Tops,
+)
 from .packing import pack, split, unpack
 from .plan import Plan
-from .prg import Context, Prg, bundle_masks
+from .prg import Context, bundle_masks, bundle_name
 from .ring import Words, packed
+from .seal import unseal
 from .session import Session, State, Step
 
 #: Outputs beyond the card's bound by more than rounding explains are not the model's.
@@ -39,6 +58,10 @@ class Terms:
         SHA-256 of the model card.
     hospital, party : bytes
         Fingerprints of the two certificates.
+    dealer : bytes
+        Fingerprint of the certificate with which the dealer signs.
+    key : X25519PrivateKey
+        To its public half, the dealer seals seeds.
     spend : callable
         Marks a bundle as used, durably; raises ProtocolError if it was before.
     deltas : mutable mapping
@@ -49,6 +72,8 @@ class Terms:
     model: bytes
     hospital: bytes
     party: bytes
+    dealer: bytes
+    key: X25519PrivateKey
     spend: Callable[[bytes], None]
     deltas: MutableMapping[bytes, list[Words]]
 
@@ -59,22 +84,21 @@ class HospitalSession(Session):
     Parameters
     ----------
     terms : Terms
-    random : callable
-        Returns as many unpredictable bytes as asked for, e.g. `os.urandom`.
 
     Attributes
     ----------
+    signed : bytes
+        The dealer's signed manifest; known once the bundle is.
     lifetime_s : int
         How long party 1 waits for the query, seconds; known once the state is `READY`.
     outputs : ndarray of float64, shape (channels, rows, columns)
         The opened output, once the state is `DONE`.
     """
 
-    def __init__(self, terms: Terms, random: Callable[[int], bytes]) -> None:
+    def __init__(self, terms: Terms) -> None:
         super().__init__()
         self._terms, self._plan = terms, terms.plan
-        self._session = random(16)
-        self.lifetime_s = 0
+        self.lifetime_s, self.signed = 0, b""
         self.outputs: NDArray[np.float64] | None = None
 
     def _forget(self) -> None:
@@ -89,16 +113,37 @@ class HospitalSession(Session):
     def begin(self) -> Deal:
         """Ask the dealer for a bundle."""
         with self._burning(State.NEW):
-            self.state, self.awaited = State.PREPARING, [Step(Bundle)]
-            return Deal(self._session, self._terms.model, self._terms.party, self._plan.encoded)
+            self.state, self.awaited = State.PREPARING, [Step(Bundle, size=self._plan.largest_signed)]
+            sealing_key = self._terms.key.public_key().public_bytes_raw()
+            return Deal(self._terms.model, self._terms.party, sealing_key, self._plan.encoded)
 
     def _on_bundle(self, message: Bundle) -> Message:
-        self._terms.spend(message.bundle)
-        self.bundle, self._seed, self._weight_mask = message.bundle, message.seed, message.weight_mask_id
-        ready = self._plan.to_hospital()[0]
-        self._deltas = self._terms.deltas.get(self._weight_mask)
+        terms, plan = self._terms, self._plan
+        manifest = verified(message.signed, terms.dealer)
+        manifest.require(
+            bundle=message.bundle,
+            model=terms.model,
+            program=plan.digest,
+            hospital=terms.hospital,
+            party=terms.party,
+            sealing_key=terms.key.public_key().public_bytes_raw(),
+        )
+        self.bundle, self._weight_mask = manifest.bundle, manifest.weight_mask_id
+        self.signed = message.signed
+        terms.spend(self.bundle)
+        self._seed = unseal(message.sealed, terms.key, manifest.digest)
+        if bundle_name(self._seed) != self.bundle:  # a seed that was dealt before must show itself by its name
+            raise ProtocolError("the bundle's name is not its seed's", code="wrong-bundle")
+        ready = plan.to_hospital()[0]
+        self._deltas = terms.deltas.get(self._weight_mask)
         self.awaited = [ready if self._deltas is None else ready._replace(size=0)]
-        return Open(self.bundle, self._terms.model, int(self._deltas is None))
+        return Open(self.bundle, terms.model, manifest.digest, int(self._deltas is None))
+
+    def ahead(self) -> None:
+        """Do, while party 1 fetches its half, what `_on_ready` would do; the first time it cannot be done before."""
+        with self._burning(State.PREPARING):
+            if self._deltas is not None and not self._masks:
+                self._prepare(self._deltas)
 
     def _on_ready(self, message: Ready) -> None:
         terms, plan = self._terms, self._plan
@@ -106,14 +151,24 @@ class HospitalSession(Session):
             self._deltas = plan.ring.split(message.values, plan.weight_shapes())
             terms.deltas.clear()  # one model has one mask; another one means that the dealer's key was changed
             terms.deltas[self._weight_mask] = self._deltas
-        context = Context(self._session, self.bundle, terms.model, terms.hospital, terms.party)
-        self._prepare(bundle_masks(self._seed, context), dict(zip(plan.weighted, self._deltas, strict=True)))
-        self._seed = b""
+        self.ahead()
         self.lifetime_s = message.lifetime_s
         self.state = State.READY
 
-    def _prepare(self, bundle: Prg, deltas: dict[str, Words]) -> None:
+    def audit(self) -> Audit:
+        """Give the bundle up for a test of the dealer: open its seed to party 1, which holds all of it by now."""
+        with self._burning(State.READY):
+            self.state, self.awaited = State.AUDITING, [Step(Audited)]
+            return Audit(self.bundle, self._seed)
+
+    def _on_audited(self, message: Audited) -> None:
+        self._end(State.DONE)
+
+    def _prepare(self, blinded: list[Words]) -> None:
         """Compute ahead all that does not depend on the image."""
+        terms = self._terms
+        context = Context(self.bundle, terms.model, terms.hospital, terms.party)
+        bundle, deltas = bundle_masks(self._seed, context), dict(zip(self._plan.weighted, blinded, strict=True))
         plan, numbers = self._plan, self._plan.numbers
         shares = {INPUT: masks_of(plan, INPUT, bundle)}
         for layer in plan.program.layers:
@@ -134,6 +189,7 @@ class HospitalSession(Session):
     def covers(self) -> Iterator[Message]:
         """Give the covered shares, which party 1 needs before the query."""
         with self._burning(State.READY):
+            self._seed = b""  # it has done its work: what was not audited now never will be
             for name in self._plan.gates:
                 values = self._plan.ring.to_bytes([self._covered.pop(name)])
                 yield Covered(self.bundle, self._plan.numbers[name], values)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_node.core.errors import ProtocolError
+from dicom_node.core.errors import IntegrityError, ProtocolError
 
 from ..program import Gated, GuardLayer, sources
 from .bounds import prove
+from .deal import materials
 from .gate import Bytes, ReluGate, Tables, TruncationGate
 from .layers import local, weigh
+from .manifest import hashed, verified
 from .messages import (
+    Audit,
+    Audited,
     Bits,
     Covered,
     Fetch,
@@ -33,7 +38,7 @@ from .messages import (
 )
 from .packing import pack, unpack
 from .plan import Plan
-from .prg import Prg, gate_masks, weight_masks
+from .prg import Context, Prg, bundle_name, gate_masks, material_key, weight_mask_id, weight_masks
 from .ring import Words, packed
 from .session import Session, State, Step
 
@@ -64,13 +69,21 @@ class PrivateModel:
         return cls(version, model, plan, weights, biases)
 
 
+class Peers(NamedTuple):
+    """Fingerprints of the certificates that a bundle is for."""
+
+    hospital: bytes
+    party: bytes
+    dealer: bytes
+
+
 class PartySession(Session):
     """One bundle at party 1.
 
     Parameters
     ----------
-    hospital : bytes
-        Fingerprint of the caller's certificate.
+    peers : Peers
+        Fingerprints of the certificates of caller, self and dealer.
     find : callable
         Returns the model with a hash; raises ProtocolError when it is not served.
     spend : callable
@@ -82,22 +95,26 @@ class PartySession(Session):
     ----------
     model : PrivateModel or None
         Known once the bundle was opened.
+    signed : bytes
+        The dealer's signed manifest; known once the dealer has sent it.
     """
 
     def __init__(
         self,
-        hospital: bytes,
+        peers: Peers,
         find: Callable[[bytes], PrivateModel],
         spend: Callable[[bytes], None],
         lifetime_s: int,
     ) -> None:
         super().__init__()
-        self._hospital, self._find, self._spend, self._lifetime_s = hospital, find, spend, lifetime_s
+        self._peers, self._find, self._spend, self._lifetime_s = peers, find, spend, lifetime_s
         self.model: PrivateModel | None = None
+        self.signed = b""
         self.state, self.awaited = State.PREPARING, [Step(Open)]
 
     def _forget(self) -> None:
-        self._seed = b""
+        self._seed = self._key = b""
+        self._auditable = False
         self._masks: Prg | None = None
         self._material: dict[str, Vector] = {}
         self._covered: dict[str, Words] = {}
@@ -110,19 +127,54 @@ class PartySession(Session):
         model = self._find(message.model)
         self._spend(message.bundle)
         self.bundle, self.model, self._plan = message.bundle, model, model.plan
-        self._wants_delta = message.wants_delta
+        self._wants_delta, self._digest = message.wants_delta, message.manifest
         self._layers = iter(self._plan.program.layers)
         self.awaited = self._plan.to_party()
-        return Fetch(message.bundle, message.model, self._plan.digest, self._hospital)
+        return Fetch(message.bundle, message.model, self._plan.digest, self._peers.hospital)
 
     def _on_half(self, message: Half) -> Message | None:
+        assert self.model is not None
         self._seed = message.weight_mask_seed
-        self._masks = gate_masks(self._seed, self.bundle)
+        self._masks, self._key = gate_masks(self._seed, self.bundle), material_key(self._seed, self.bundle)
+        self.signed = message.signed
+        manifest = verified(self.signed, self._peers.dealer)
+        manifest.require(
+            bundle=self.bundle,
+            digest=self._digest,
+            model=self.model.model,
+            program=self._plan.digest,
+            hospital=self._peers.hospital,
+            party=self._peers.party,
+            weight_mask_id=weight_mask_id(self._seed),
+        )
+        if len(manifest.materials) != len(self._plan.materials):
+            raise ProtocolError("the dealer's manifest is of another program", code="wrong-bundle")
+        self._hashes = dict(zip(self._plan.materials, manifest.materials, strict=True))
         return self._loaded()
 
     def _on_material(self, message: Material) -> Message | None:
+        if hashed(self._key, message.values) != self._hashes[self._step.name]:
+            raise ProtocolError("the dealer's material is not what it signed", code="material-altered")
         self._material[self._step.name] = message.values
         return self._loaded()
+
+    def _check(self, message: Message) -> None:
+        if isinstance(message, Audit) and self._auditable:
+            self.state, self.awaited = State.AUDITING, [Step(Audit)]
+        self._auditable = False  # from the first message after `Ready` on
+        super()._check(message)
+
+    def _on_audit(self, message: Audit) -> Message:
+        """Recompute what the dealer dealt: it could not know that this bundle would be looked at."""
+        assert self.model is not None
+        if bundle_name(message.seed) != self.bundle:
+            raise ProtocolError("the hospital opened another bundle's seed", code="wrong-bundle")
+        context = Context(self.bundle, self.model.model, self._peers.hospital, self._peers.party)
+        made = materials(self._plan, message.seed, context, self._seed)
+        if [hashed(self._key, one) for one in made] != list(self._hashes.values()):
+            raise IntegrityError("the dealer signed a bundle that is none: use it no more", code="bundle-forged")
+        self._end(State.DONE)
+        return Audited(self.bundle)
 
     def _loaded(self) -> Message | None:
         """Tell the hospital, once the dealer's last message is here."""
@@ -135,7 +187,7 @@ class PartySession(Session):
             for name, weight in self.model.weights.items():  # one by one: all at once would be held four times over
                 mask = masks.words(Label.WEIGHT_MASK, self._plan.numbers[name], weight.shape, ring)
                 blinded += ring.to_bytes([weight - mask])
-        self._seed = b""
+        self._auditable = True
         self._await_query()
         return Ready(self.bundle, self._lifetime_s, bytes(blinded))
 
@@ -145,6 +197,7 @@ class PartySession(Session):
 
     def _on_covered(self, message: Covered) -> None:
         assert self._masks is not None
+        self._seed = b""
         name, ring = self._step.name, self._plan.ring
         shape = self._plan.shapes[name]
         mask = self._masks.words(Label.PARTY_GATE_MASK, message.layer, shape, ring)
@@ -153,7 +206,7 @@ class PartySession(Session):
 
     def _on_masked(self, message: Masked) -> Message:
         name, shares = self._step.name, self._shares
-        self.state = State.QUERYING
+        self.state, self._seed = State.QUERYING, b""
         shape, gate = self._plan.shapes[name], self._plan.gates.get(name)
         if isinstance(gate, TruncationGate):
             # Only multiples of 2^(bits - shift) separate party 0's share from its fresh mask.

@@ -23,6 +23,7 @@ from ..program import (
 )
 from . import messages
 from .gate import Gate, ReluGate, TruncationGate, gate_of
+from .manifest import largest_signed
 from .packing import packed_bytes
 from .ring import Ring
 from .session import Step
@@ -49,6 +50,10 @@ class Plan:
         Layers with weights and gates, by name, in running order.
     numbers : dict
         Each tensor's number, 0 for the input: what messages and streams are labelled with.
+    materials : dict
+        Bytes of what the dealer gives party 1, by layer, in running order.
+    largest_signed : int
+        Greatest length of a bundle's signed manifest, bytes.
 
     Raises
     ------
@@ -74,6 +79,11 @@ class Plan:
             raise ConfigError("the guard is no gate", code="program-shape")
         if program.output_bound * 2.0 ** self.fractions[program.output] >= 2.0 ** (self.ring.bits - 2):
             raise ConfigError("the program's results do not fit its ring", code="ring-overflow")
+        tables = {name: gate.material for name, gate in self.gates.items()}
+        self.materials = {
+            name: tables.get(name) or self.size(name) for name in self.numbers if {name} & {*tables, *self.weighted}
+        }
+        self.largest_signed = largest_signed(len(self.materials))
         self._measure()
 
     def _add(self, layer: Layer, dealt: set[str]) -> None:
@@ -118,12 +128,8 @@ class Plan:
 
     def to_party(self) -> list[Step]:
         """List what party 1 receives after `Open`: from the dealer, from party 0 offline, and from party 0 online."""
-        found = [Step(messages.Half)]
-        for name in self.numbers:
-            if name in self.weighted:
-                found.append(self._step(messages.Material, name))
-            elif name in self.gates:
-                found.append(self._step(messages.Material, name, self.gates[name].material))
+        found = [Step(messages.Half, size=self.largest_signed)]
+        found += [self._step(messages.Material, name, size) for name, size in self.materials.items()]
         found += [self._step(messages.Covered, name) for name in self.gates]
         found.append(self._step(messages.Masked, INPUT))
         for name, gate in self.gates.items():
@@ -148,7 +154,7 @@ class Plan:
 
     def _measure(self) -> None:
         steps = [*self.to_party(), *self.to_hospital()]
-        material = sum(one.size for one in steps if one.kind is messages.Material)
+        material = sum(self.materials.values())
         weights = zip(self.weighted, self.weight_shapes(), strict=True)
         work = sum(prod(weight[1:]) * prod(self.shapes[name]) for name, weight in weights)
         limits = {

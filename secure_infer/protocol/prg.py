@@ -23,15 +23,14 @@ class Context:
 
     Attributes
     ----------
-    session, bundle : bytes
-        16 bytes each, chosen by party 0 and by the dealer.
+    bundle : bytes
+        The bundle's name, 16 bytes; see `bundle_name`.
     model : bytes
         SHA-256 of the model card.
     hospital, party : bytes
         Fingerprints of the certificates of party 0 and party 1.
     """
 
-    session: bytes
     bundle: bytes
     model: bytes
     hospital: bytes
@@ -67,8 +66,17 @@ class Prg:
 
 def bundle_masks(seed: bytes, context: Context) -> Prg:
     """Make the generator of r and k0, which only the dealer and party 0 can."""
-    bound = context.session + context.bundle + context.model + context.hospital + context.party
+    bound = context.bundle + context.model + context.hospital + context.party
     return Prg(_derive(seed, b"bundle" + bound, 16))
+
+
+def bundle_name(seed: bytes) -> bytes:
+    """Name a bundle by its seed, 16 bytes, telling nothing about it.
+
+    A seed that comes again brings its name again, and both parties' ledgers refuse that: no mask is ever used twice,
+    whatever the dealer's random generator or its backups do.
+    """
+    return _derive(seed, b"bundle name", 16)
 
 
 def weight_mask_seed(master: bytes, model: bytes, hospital: bytes, party: bytes) -> bytes:
@@ -84,9 +92,13 @@ def gate_masks(seed: bytes, bundle: bytes) -> Prg:
     return Prg(_derive(seed, b"gate mask" + bundle, 16))
 
 
-def private_masks(seed: bytes) -> Prg:
-    """Make the generator of what only the dealer knows."""
-    return Prg(_derive(seed, b"gate bits", 16))
+def private_masks(seed: bytes, weight_mask_seed: bytes) -> Prg:
+    """Make the generator of what neither party may know: from a bundle's seed and from the seed of b, so by both alone.
+
+    Party 0 knows the one and party 1 the other. In an audit party 0 opens its seed to party 1, which then needs no word
+    of the dealer's to recompute everything; and a dealer that kept no seed cannot make these masks again either.
+    """
+    return Prg(_derive(seed, b"gate bits", 16, salt=weight_mask_seed))
 
 
 def weight_masks(seed: bytes) -> Prg:
@@ -97,6 +109,14 @@ def weight_masks(seed: bytes) -> Prg:
 def weight_mask_id(seed: bytes) -> bytes:
     """Name a weight mask without telling anything about it, 16 bytes."""
     return _derive(seed, b"weight mask id", 16)
+
+
+def material_key(seed: bytes, bundle: bytes) -> bytes:
+    """Derive from the seed of b the key of a bundle's hashes, 32 bytes, which only the dealer and party 1 can.
+
+    Without a key, party 0, who knows r, k0 and W - b, could test a guess of W against a hash of b·r - k0.
+    """
+    return _derive(seed, b"material" + bundle, 32)
 
 
 def tuple_seed(secret: bytes, name: bytes, holder: bytes) -> bytes:
@@ -114,5 +134,5 @@ def zero_sharing(seed: bytes) -> Prg:
     return Prg(_derive(seed, b"zero sharing", 16))
 
 
-def _derive(secret: bytes, purpose: bytes, size: int) -> bytes:
-    return HKDF(hashes.SHA256(), size, salt=None, info=DOMAIN + b"|" + purpose).derive(secret)
+def _derive(secret: bytes, purpose: bytes, size: int, salt: bytes | None = None) -> bytes:
+    return HKDF(hashes.SHA256(), size, salt=salt, info=DOMAIN + b"|" + purpose).derive(secret)

@@ -9,14 +9,18 @@ from __future__ import annotations
 import os
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from dicom_node.core import pki
 from dicom_node.core.errors import IntegrityError
 
 from ..program import INPUT, ConvolutionLayer, DenseLayer, FlattenLayer, Program, ReluLayer
-from .dealer import Deck
+from .dealer import Dealing, Deck, Fresh
+from .manifest import Signer
 from .messages import Message
 from .party0 import HospitalSession, Terms
-from .party1 import PartySession, PrivateModel
+from .party1 import PartySession, Peers, PrivateModel
 from .plan import Plan
 from .session import Session
 
@@ -53,9 +57,12 @@ def run(ring_bits: int) -> None:
     weights |= {"sum.weight": np.ones((1, 2)), "sum.bias": np.zeros(1)}
     plan = Plan(program)
     model = PrivateModel.of("self-test", MODEL, plan, weights)
-    deck = Deck(bytes(32), frozenset({HOSPITAL}), frozenset({PARTY}), lifetime_s=1, largest=1, random=os.urandom)
-    hospital = HospitalSession(Terms(plan, MODEL, HOSPITAL, PARTY, lambda _: None, {}), os.urandom)
-    party = PartySession(HOSPITAL, lambda _: model, lambda _: None, 1)
+    key = Ed25519PrivateKey.generate()
+    dealing = Dealing(bytes(32), Signer(pki.self_signed("self-test", key), key), os.urandom)
+    deck = Deck(dealing, Fresh(dealing), frozenset({HOSPITAL}), frozenset({PARTY}), lifetime_s=1, largest=1)
+    dealer, sealing_key = dealing.signer.fingerprint, X25519PrivateKey.generate()
+    hospital = HospitalSession(Terms(plan, MODEL, HOSPITAL, PARTY, dealer, sealing_key, lambda _: None, {}))
+    party = PartySession(Peers(HOSPITAL, PARTY, dealer), lambda _: model, lambda _: None, 1)
     fetch = _told(party, _told(hospital, deck.handle(HOSPITAL, hospital.begin(), 0.0)))
     assert fetch is not None
     for part in deck.answers(PARTY, fetch, 0.0):

@@ -23,6 +23,7 @@ class State(Enum):
     PREPARING = "preparing"  # offline: nothing that depends on the image has been sent
     READY = "ready"  # both hold their halves; the query may come
     QUERYING = "querying"
+    AUDITING = "auditing"  # the bundle is given up for a test of the dealer
     DONE = "done"
     ABORTED = "aborted"
 
@@ -38,7 +39,7 @@ class Step(NamedTuple):
     layer : int
         The number of that layer.
     size : int
-        Length of the open-ended field, bytes.
+        Length of the open-ended field, bytes; of a signed manifest, whose length varies, the greatest.
     """
 
     kind: type[OfBundle]
@@ -95,9 +96,9 @@ class Session:
         assert isinstance(message, OfBundle)
         if self.bundle not in (b"", message.bundle):
             raise ProtocolError("the peer's message is about another bundle", code="wrong-bundle")
-        size = len(getattr(message, "values", b""))
-        if size != step.size:
-            raise ProtocolError(f"the peer sent {size} bytes where {step.size} belong", code="wrong-size")
+        values = getattr(message, "values", None)
+        if values is not None and len(values) != step.size:
+            raise ProtocolError(f"the peer sent {len(values)} bytes where {step.size} belong", code="wrong-size")
 
     def abort(self) -> None:
         """End the session for good; harmless when it has ended already."""

@@ -22,15 +22,17 @@ from secure_infer.program import (
     TruncationLayer,
     shapes_of,
 )
-from secure_infer.protocol.dealer import Deck
+from secure_infer.protocol.dealer import Dealing, Deck, Fresh, Stock
+from secure_infer.protocol.manifest import Signer, verified
 from secure_infer.protocol.messages import Bundle, Half, Label, Message
 from secure_infer.protocol.party0 import HospitalSession, Terms
-from secure_infer.protocol.party1 import PartySession, PrivateModel
+from secure_infer.protocol.party1 import PartySession, Peers, PrivateModel
 from secure_infer.protocol.plan import Plan
 from secure_infer.protocol.prg import Context, bundle_masks, gate_masks
+from secure_infer.protocol.seal import unseal
 from secure_infer.protocol.session import State
+from tests.secure_infer.dealing import HOSPITAL, MODEL, PARTY, SEALING_KEY, SIGNER
 
-HOSPITAL, PARTY, MODEL = b"h" * 32, b"p" * 32, b"m" * 32
 #: Fractional bits of activations and weights, by ring.
 FRACTIONS = {64: (16, 26), 32: (8, 10)}
 
@@ -107,29 +109,33 @@ class Trio:
     random: Callable[[int], bytes] = os.urandom
     master: bytes = b"k" * 32
     spend: Callable[[bytes], None] = lambda bundle: None
+    stock: Stock | None = None
+    signer: Signer = SIGNER
     transcript: list[tuple[str, Message]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.plan = Plan(self.made)
         self.model = PrivateModel.of("1", MODEL, self.plan, self.weights)
-        self.terms = Terms(self.plan, MODEL, HOSPITAL, PARTY, self.spend, {})
-        self.deck = Deck(
-            self.master, frozenset({HOSPITAL}), frozenset({PARTY}), lifetime_s=60, largest=64, random=self.random
-        )
+        dealer = self.signer.fingerprint
+        self.terms = Terms(self.plan, MODEL, HOSPITAL, PARTY, dealer, SEALING_KEY, self.spend, {})
+        self.peers = Peers(HOSPITAL, PARTY, dealer)
+        made = Dealing(self.master, self.signer, self.random)
+        stock = self.stock or Fresh(made)
+        self.deck = Deck(made, stock, frozenset({HOSPITAL}), frozenset({PARTY}), lifetime_s=60, largest=64)
 
     def hospital(self) -> HospitalSession:
-        return HospitalSession(self.terms, self.random)
+        return HospitalSession(self.terms)
 
     def party(self) -> PartySession:
-        return PartySession(HOSPITAL, lambda _: self.model, self.spend, 600)
+        return PartySession(self.peers, lambda _: self.model, self.spend, 600)
 
     def _note(self, direction: str, message: Message | None) -> Message:
         assert message is not None
         self.transcript.append((direction, message))
         return message
 
-    def prepare(self) -> tuple[HospitalSession, PartySession]:
-        """Run the offline phase."""
+    def deal(self) -> tuple[HospitalSession, PartySession]:
+        """Get a bundle to both sides."""
         hospital, party = self.hospital(), self.party()
         deal = self._note("P0→D", hospital.begin())
         bundle = self._note("D→P0", self.deck.handle(HOSPITAL, deal, 0.0))
@@ -139,6 +145,16 @@ class Trio:
             assert len(part.encode()) <= party.limit
             ready = party.handle(self._note("D→P1", part))
         hospital.handle(self._note("P1→P0", ready))
+        return hospital, party
+
+    def audit(self) -> None:
+        """Have a bundle dealt and audited."""
+        hospital, party = self.deal()
+        hospital.handle(self._note("P1→P0", party.handle(self._note("P0→P1", hospital.audit()))))
+
+    def prepare(self) -> tuple[HospitalSession, PartySession]:
+        """Run the offline phase."""
+        hospital, party = self.deal()
         for covered in hospital.covers():
             assert len(covered.encode()) <= party.limit
             party.handle(self._note("P0→P1", covered))
@@ -161,8 +177,8 @@ class Trio:
         """R0, R1 or the sum R of every gate of the last bundle."""
         find = lambda kind: next(one for _, one in reversed(self.transcript) if isinstance(one, kind))  # noqa: E731
         bundle, half = find(Bundle), find(Half)
-        session = next(one for way, one in reversed(self.transcript) if way == "P0→D").session
-        ours = bundle_masks(bundle.seed, Context(session, bundle.bundle, MODEL, HOSPITAL, PARTY))
+        seed = unseal(bundle.sealed, SEALING_KEY, verified(bundle.signed, self.signer.fingerprint).digest)
+        ours = bundle_masks(seed, Context(bundle.bundle, MODEL, HOSPITAL, PARTY))
         streams = {"0": (ours, Label.GATE_MASK)}
         streams["1"] = (gate_masks(half.weight_mask_seed, bundle.bundle), Label.PARTY_GATE_MASK)
         plan = self.plan

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,18 @@ from dicom_node.core import logs, tls
 from dicom_node.core.pki import Authority
 from dicom_node.core.settings import EndpointSettings, InferenceSettings, TlsSettings
 from dicom_node.launch import Service
-from secure_infer import dealer, party
+from secure_infer import dealer, party, protocol
 from secure_infer.card import ModelCard
 from secure_infer.dealt import DealtEngine
 from secure_infer.models import ModelStore
 from secure_infer.program import Program
+from secure_infer.protocol import selftest
 from secure_infer.protocol.channel import Channel
-from secure_infer.protocol.messages import Deal
+from secure_infer.protocol.deal import materials
+from secure_infer.protocol.manifest import verified
+from secure_infer.protocol.messages import Deal, Open
+from secure_infer.protocol.plan import Plan
+from secure_infer.protocol.prg import Context
 from tests.secure_infer.small_model import PUBLISHER_HEX, head, publish
 
 #: The default model's head, and the same head for hospitals that shall see no map.
@@ -58,6 +64,7 @@ class Roles:
         self.dealer_port = self.party_port = 0
         self.dealer_settings: dict[str, Any] = {
             "hospitals": allowed, "parties": (self.fingerprint("party"),), "timeout_s": 2.0, "metrics_port": 0,
+            "pool_bundles": 2,
         }  # fmt: skip
         rate = {"queries_per_minute": 1e5, "burst": 10**5}
         self.party_settings = {"hospitals": allowed, "timeout_s": 2.0, "metrics_port": 0, **rate, **party_settings}
@@ -100,14 +107,14 @@ class Roles:
         """The audit trail of a service."""
         return self.folder / role / "audit.sqlite3"
 
-    def _service(self, role: str, environment: dict[str, str] | None = None) -> Service:
-        command = [sys.executable, "-m", "tests.system.roles", role, str(self.settings_file(role))]
+    def _service(self, role: str, environment: dict[str, str] | None = None, program: str = "") -> Service:
+        command = [sys.executable, "-m", "tests.system.roles", program or role, str(self.settings_file(role))]
         return Service(role, command, self.folder, environment)
 
-    def start_dealer(self, failpoint: str = "") -> None:
+    def start_dealer(self, failpoint: str = "", program: str = "dealer") -> None:
         self.write("dealer")
         self.dealer.stop()  # also collects one that a fail point has killed
-        self.dealer = self._service("dealer", {"VEILRAY_FAILPOINT": failpoint})
+        self.dealer = self._service("dealer", {"VEILRAY_FAILPOINT": failpoint}, program)
         self.dealer.start()
         self.dealer_port = self.dealer.wait_ready()["port"]  # a restart comes back to the same port
 
@@ -192,20 +199,31 @@ def wait_for_bundles(engine: DealtEngine, count: int) -> None:
         time.sleep(0.02)
 
 
-def bundle_for(roles: Roles, who: str = "hospital") -> tuple[bytes, bytes]:
-    """Have a bundle dealt; identifier, and hash of the model."""
+def bundle_for(roles: Roles, who: str = "hospital") -> Open:
+    """Have a bundle dealt; what the hospital would tell party 1 about it."""
     engine = roles.engine(who=who)
     terms = engine._terms
     engine.close()
     with roles.channel("dealer", who) as dealer:
-        dealer.send(Deal(b"s" * 16, terms.model, terms.party, terms.plan.encoded))
-        return dealer.receive(LARGE).bundle, terms.model
+        dealer.send(Deal(terms.model, terms.party, terms.key.public_key().public_bytes_raw(), terms.plan.encoded))
+        dealt = dealer.receive(LARGE)
+    return Open(dealt.bundle, terms.model, verified(dealt.signed, terms.dealer).digest, 0)
+
+
+def forged(plan: Plan, seed: bytes, context: Context, mask_seed: bytes) -> Iterator[bytes]:
+    """Material with a wrong byte in each layer, which the dealer then signs as if it were right."""
+    for part in materials(plan, seed, context, mask_seed):
+        altered = bytearray(part)
+        altered[0] ^= 0xFF if context.model != selftest.MODEL else 0
+        yield bytes(altered)
 
 
 def main(role: str, file: str) -> int:
     logs.configure(role)
-    if role in ("dealer", "party"):
-        return (dealer if role == "dealer" else party).serve(Path(file))
+    if role == "forger":
+        protocol.dealer.materials = forged
+    if role in ("dealer", "forger", "party"):
+        return (party if role == "party" else dealer).serve(Path(file))
     given = json.loads(Path(file).read_text())
     card = ModelCard.model_validate_json(Path(given["card"]).read_bytes())
     settings = InferenceSettings.model_validate(given["inference"])

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from dicom_node.core.errors import ProtocolError, Unavailable
-from secure_infer.protocol.messages import Masked, Open
+from secure_infer.protocol.messages import Masked
 from tests.system.roles import LARGE, Roles, ask, bundle_for, features, plain, wait_for_bundles
 
 
@@ -63,18 +63,18 @@ def test_a_paused_party_1_is_unavailable_in_time_and_its_bundle_is_burned(fragil
 @pytest.mark.parametrize("place", ["party1-spent", "party1-answered"])
 def test_party_1_killed_in_a_query_is_unavailable_and_the_bundle_stays_burned_after_its_restart(fragile, place):
     fragile.start_party(failpoint=place)
-    bundle, model = bundle_for(fragile)
+    opening = bundle_for(fragile)
     with fragile.channel("party") as party:
-        party.send(Open(bundle, model, 0))
+        party.send(opening)
         with pytest.raises(Unavailable) as caught:
             party.receive(LARGE)
-            party.send(Masked(bundle, 0, bytes(1280 * 49 * 8)))
+            party.send(Masked(opening.bundle, 0, bytes(1280 * 49 * 8)))
             party.receive(LARGE)
             party.receive(LARGE)
     assert caught.value.code == "connection-closed"
     fragile.start_party()
     with fragile.channel("party") as party:
-        party.send(Open(bundle, model, 0))
+        party.send(opening)
         with pytest.raises(ProtocolError) as refused:
             party.receive(LARGE)
     assert refused.value.code == "bundle-reused"

@@ -9,6 +9,7 @@ import pytest
 from dicom_node.core.errors import ProtocolError, Unavailable
 from secure_infer.program import DenseLayer, FlattenLayer
 from secure_infer.protocol.messages import KINDS, Bundle, Deal, Fetch, Half, Message
+from tests.secure_infer.dealing import SEALING_KEY
 from tests.secure_infer.protocol.test_messages import SAMPLES
 from tests.secure_infer.small_model import head, weights_of
 from tests.secure_infer.small_network import HOSPITAL, MODEL, PARTY, Trio
@@ -21,7 +22,7 @@ def trio() -> Trio:
     return Trio(MADE, weights_of(MADE))
 
 
-DEAL = Deal(b"s" * 16, MODEL, PARTY, trio().plan.encoded)
+DEAL = Deal(MODEL, PARTY, SEALING_KEY.public_key().public_bytes_raw(), trio().plan.encoded)
 
 
 def sample(kind: type[Message], bundle: bytes) -> Message:

@@ -7,9 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dicom_node.core.errors import ProtocolError, Unavailable, VeilRayError
+from dicom_node.core.errors import IntegrityError, ProtocolError, Refused, Unavailable, VeilRayError
 from secure_infer.protocol.messages import (
     KINDS,
+    Audit,
+    Audited,
     Bundle,
     Deal,
     Failure,
@@ -34,13 +36,15 @@ NAME = b"B" * 16
 SAMPLES: dict[type[Message], Message] = {
     type(one): one
     for one in (
-        Deal(b"s" * 16, b"m" * 32, b"p" * 32, b"{}"),
-        Bundle(NAME, b"e" * 32, b"i" * 16),
-        Open(NAME, b"m" * 32, 1),
+        Deal(b"m" * 32, b"p" * 32, b"x" * 32, b"{}"),
+        Bundle(NAME, b"s" * 80, b"signed"),
+        Open(NAME, b"m" * 32, b"d" * 32, 1),
         Fetch(NAME, b"m" * 32, b"d" * 32, b"h" * 32),
-        Half(NAME, b"w" * 32),
+        Half(NAME, b"w" * 32, b"signed"),
         Ready(NAME, 60, bytes(48)),
         Output(NAME, bytes(64)),
+        Audit(NAME, b"e" * 32),
+        Audited(NAME),
         Failure(1, b"protocol"),
         TupleDeal(b"s" * 16, b"m" * 32, b"p" * 32, b"{}"),
         TupleFetch(NAME, b"m" * 32, b"d" * 32, b"h" * 32),
@@ -52,7 +56,8 @@ SAMPLES: dict[type[Message], Message] = {
 }
 #: As the table of the protocol's README has them.
 FIXED = {
-    "Deal": 81, "Bundle": 65, "Open": 50, "Fetch": 113, "Half": 49, "Ready": 21, "Output": 17, "Failure": 2,
+    "Deal": 97, "Bundle": 97, "Open": 82, "Fetch": 113, "Half": 49, "Ready": 21, "Output": 17, "Audit": 49,
+    "Audited": 17, "Failure": 2,
     "TupleDeal": 81, "TupleFetch": 113, "TupleSeed": 49, "TupleOpen": 81, "TupleReady": 17,
 }  # fmt: skip
 
@@ -108,7 +113,8 @@ def test_a_malformed_failure_is_a_protocol_error_and_its_text_is_not_repeated(re
     assert error.code == "malformed-message"
 
 
-@pytest.mark.parametrize("error", [ProtocolError("a", code="b"), Unavailable("a", code="b")])
-def test_a_failure_arrives_as_the_same_class_and_code(error: VeilRayError):
+@pytest.mark.parametrize("kind", [ProtocolError, Unavailable, Refused, IntegrityError])
+def test_a_failure_arrives_as_the_same_class_and_code(kind: type[VeilRayError]):
+    error = kind("a", code="b")
     found = Failure.of(error).error("party 1")
     assert (type(found), found.code) == (type(error), "b")

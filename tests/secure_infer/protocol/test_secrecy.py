@@ -8,6 +8,7 @@ over the positions). Randomness comes from a seeded generator, so the verdict is
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,8 +18,24 @@ from scipy.stats import chi2
 
 from secure_infer.program import INPUT, AdditionLayer, ConvolutionLayer, Program, ReluLayer, TruncationLayer
 from secure_infer.protocol import prg
-from secure_infer.protocol.messages import Bits, Covered, Label, Masked, Material, Message, Shifted, Signs, Tops
+from secure_infer.protocol.manifest import verified
+from secure_infer.protocol.messages import (
+    Bits,
+    Bundle,
+    Covered,
+    Half,
+    Label,
+    Masked,
+    Material,
+    Message,
+    Open,
+    Shifted,
+    Signs,
+    Tops,
+)
 from secure_infer.protocol.packing import split, unpack
+from secure_infer.protocol.seal import unseal
+from tests.secure_infer.dealing import SEALING_KEY, SIGNER
 from tests.secure_infer.small_model import head
 from tests.secure_infer.small_network import Trio, network
 
@@ -146,10 +163,23 @@ def view(trios: list[Trio], to: str, *, differences_alone: bool) -> np.ndarray:
         if trio.plan.gates:
             received += derived(trio, to)
         if not differences_alone:
-            received += b"".join(one.encode() for one in messages)
+            received += b"".join(encoded(one) for one in messages)
         vectors.append([np.frombuffer(one.values, "<u1") for one in messages if getattr(one, "values", b"")])
     differences = [(second - first).tobytes() for first, second in zip(*vectors, strict=True)]
     return np.frombuffer(received + b"".join(differences), np.uint8)
+
+
+def encoded(message: Message) -> bytes:
+    """A message without what its receiver knows or may know from public values: the manifest, and the seal of a seed.
+
+    The manifest's hashes are under a key, which `test_audit` tests: a hash would not show in a test of bytes.
+    """
+    if isinstance(message, Bundle):
+        seed = unseal(message.sealed, SEALING_KEY, verified(message.signed, SIGNER.fingerprint).digest)
+        return message.bundle + seed
+    if isinstance(message, Open):
+        return dataclasses.replace(message, manifest=bytes(32)).encode()
+    return dataclasses.replace(message, signed=b"").encode() if isinstance(message, Half) else message.encode()
 
 
 def leaks(left: np.ndarray, right: np.ndarray) -> bool:

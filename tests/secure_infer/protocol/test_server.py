@@ -19,7 +19,7 @@ from secure_infer.protocol.channel import LENGTH, Channel
 from secure_infer.protocol.messages import Failure, Open, Output, Ready
 from secure_infer.protocol.server import Limits, Server
 
-ASK = Open(b"B" * 16, b"m" * 32, 0)
+ASK = Open(b"B" * 16, b"m" * 32, bytes(32), 0)
 ANSWER = Ready(b"B" * 16, 60, bytes(100))
 LARGE = 1 << 12
 
@@ -206,7 +206,7 @@ def test_a_fault_of_the_handler_ends_its_connection_alone(serve):
 
     site = serve(fault)
     with site.dial() as channel:
-        channel.send(Open(b"X" * 16, b"m" * 32, 0))
+        channel.send(Open(b"X" * 16, b"m" * 32, bytes(32), 0))
         with pytest.raises(Unavailable):
             channel.receive(LARGE)
     with site.dial() as channel:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dicom_node.core.errors import ProtocolError
-from secure_infer.protocol.messages import KINDS, Deal, Failure, Fetch, Message, Open, TupleDeal
+from secure_infer.protocol.messages import KINDS, Audit, Audited, Deal, Failure, Fetch, Message, Open, TupleDeal
 from secure_infer.protocol.party0 import HospitalSession
 from secure_infer.protocol.party1 import PartySession
 from secure_infer.protocol.session import Session, State
@@ -44,10 +44,10 @@ def session_before(role: str, step: int) -> Session:
     terms = dataclasses.replace(COURSE.terms, deltas={})
     session: HospitalSession | PartySession
     if role == "P0":
-        session = HospitalSession(terms, fixed())
+        session = HospitalSession(terms)
         session.begin()
     else:
-        session = PartySession(HOSPITAL, lambda _: COURSE.model, lambda _: None, 600)
+        session = PartySession(COURSE.peers, lambda _: COURSE.model, lambda _: None, 600)
     for message in TO[role][:step]:
         handled(session, message)
     if role == "P0" and session.state is State.READY:
@@ -78,7 +78,12 @@ def test_a_wrong_message_in_place_of_the_right_one_burns_the_bundle(role, step):
         wrong += [dataclasses.replace(right, layer=right.layer + 1), dataclasses.replace(right, layer=0xFFFF)]
     if data := bytes(getattr(right, "values", b"")):
         wrong += [dataclasses.replace(right, values=one) for one in (data[:-1], data + b"0", b"")]
-    wrong += [Deal(b"s" * 16, MODEL, b"p" * 32, b"{}"), SAMPLES[Fetch], SAMPLES[Failure]]
+    if signed := getattr(right, "signed", b""):
+        altered = bytes([*signed[:100], signed[100] ^ 1, *signed[101:]])
+        wrong += [dataclasses.replace(right, signed=one) for one in (altered, signed[:-1], b"")]
+    if hasattr(right, "sealed"):
+        wrong += [dataclasses.replace(right, bundle=b"X" * 16), dataclasses.replace(right, sealed=bytes(80))]
+    wrong += [SAMPLES[kind] for kind in (Deal, Fetch, Audit, Audited, Failure)]
     wrong += {type(m): m for m in TO["P0"] + TO["P1"] if type(m) is not type(right)}.values()
     wrong += [one for kind, one in SAMPLES.items() if kind.KIND >= TupleDeal.KIND]
     assert {type(one) for one in wrong} >= set(KINDS.values()) - {type(right)}
@@ -113,7 +118,7 @@ def test_bits_without_meaning_are_refused():
 
 
 def test_the_hospital_does_not_query_before_party_1_has_its_covered_shares():
-    hospital = HospitalSession(dataclasses.replace(COURSE.terms, deltas={}), fixed())
+    hospital = HospitalSession(dataclasses.replace(COURSE.terms, deltas={}))
     hospital.begin()
     for message in TO["P0"][:2]:
         hospital.handle(message)
@@ -124,7 +129,7 @@ def test_the_hospital_does_not_query_before_party_1_has_its_covered_shares():
 
 @pytest.mark.parametrize("step", range(len(TO["P0"]) + 1))
 def test_the_hospital_can_query_only_a_ready_session_and_only_once(step):
-    session = HospitalSession(dataclasses.replace(COURSE.terms, deltas={}), fixed())
+    session = HospitalSession(dataclasses.replace(COURSE.terms, deltas={}))
     with pytest.raises(ProtocolError):
         session.query(IMAGE)
     assert session.state is State.ABORTED
@@ -144,9 +149,9 @@ def test_a_bundle_is_asked_for_once():
 @pytest.mark.parametrize("flag", [2, 255])
 def test_a_request_with_a_flag_that_has_no_meaning_is_refused_before_the_bundle_is_spent(flag):
     spent: list[bytes] = []
-    session = PartySession(HOSPITAL, lambda _: COURSE.model, spent.append, 600)
+    session = PartySession(COURSE.peers, lambda _: COURSE.model, spent.append, 600)
     with pytest.raises(ProtocolError):
-        session.handle(Open(b"B" * 16, MODEL, flag))
+        session.handle(Open(b"B" * 16, MODEL, bytes(32), flag))
     assert (session.state, spent) == (State.ABORTED, [])
 
 
@@ -179,7 +184,7 @@ def test_a_bundle_that_a_side_has_seen_before_is_refused_by_it():
     one.terms = dataclasses.replace(one.terms, spend=spent)
     hospital = one.hospital()
     bundle = one.deck.handle(HOSPITAL, hospital.begin(), 0.0)
-    for session, message in ((hospital, bundle), (one.party(), Open(bundle.bundle, MODEL, 1))):
+    for session, message in ((hospital, bundle), (one.party(), Open(bundle.bundle, MODEL, bytes(32), 1))):
         with pytest.raises(ProtocolError) as caught:
             session.handle(message)
         assert caught.value.code == "bundle-reused"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from secure_infer.program import (
     INPUT,
@@ -27,7 +28,8 @@ from secure_infer.program import (
     SumPoolLayer,
     TruncationLayer,
 )
-from secure_infer.protocol.messages import KINDS, Failure, Label, TupleDeal, decode
+from secure_infer.protocol.manifest import Signer, verified
+from secure_infer.protocol.messages import KINDS, Audit, Audited, Failure, Label, TupleDeal, decode
 from secure_infer.protocol.prg import (
     Context,
     bundle_masks,
@@ -38,6 +40,8 @@ from secure_infer.protocol.prg import (
     weight_masks,
 )
 from secure_infer.protocol.ring import Ring
+from secure_infer.protocol.seal import unseal
+from tests.secure_infer.dealing import DEALER_KEY, SEALING_KEY, SIGNER
 from tests.secure_infer.small_model import head, weights_of
 from tests.secure_infer.small_network import HOSPITAL, MODEL, PARTY, Trio, network
 
@@ -78,12 +82,12 @@ class Recorded:
         return self.drawn[-1]
 
 
-def transcript(name: str) -> dict[str, object]:
+def transcript(name: str, signer: Signer) -> dict[str, object]:
     made, random = PROGRAMS[name], Recorded()
     # Few bits, so that a reader of the file can follow.
     weights = {key: np.round(value * 16) / 16 for key, value in weights_of(made).items()}
     image = np.round(np.random.default_rng(2).uniform(-2, 2, made.input_shape) * 8) / 8
-    trio = Trio(made, weights, random=random)
+    trio = Trio(made, weights, random=random, signer=signer)
     opened = trio.ask(image)
     return {
         "hospital": HOSPITAL.hex(),
@@ -101,7 +105,7 @@ def transcript(name: str) -> dict[str, object]:
 
 def streams() -> dict[str, str]:
     seed = weight_mask_seed(bytes(32), MODEL, HOSPITAL, PARTY)
-    bundle = bundle_masks(bytes(32), Context(bytes(16), bytes(16), MODEL, HOSPITAL, PARTY))
+    bundle = bundle_masks(bytes(32), Context(bytes(16), MODEL, HOSPITAL, PARTY))
     words: Callable[..., str] = lambda key, label, layer: key.words(label, layer, (4,), Ring(64)).tobytes().hex()  # noqa: E731
     return {
         "weight mask seed": seed.hex(),
@@ -113,24 +117,53 @@ def streams() -> dict[str, str]:
         "R0 of layer 1": words(bundle, Label.GATE_MASK, 1),
         "R1 of layer 1": words(gate_masks(seed, bytes(16)), Label.PARTY_GATE_MASK, 1),
         "tables of layer 1": bundle.stream(Label.GATE_TABLES, 1, 32).tobytes().hex(),
-        "bits of layer 1": private_masks(bytes(32)).stream(Label.GATE_BITS, 1, 32).tobytes().hex(),
+        "bits of layer 1": private_masks(bytes(32), seed).stream(Label.GATE_BITS, 1, 32).tobytes().hex(),
     }
 
 
+def audit() -> list[str]:
+    """Frames of what is in no course of a query."""
+    return [
+        one.encode().hex() for one in (Audit(b"B" * 16, b"e" * 32), Audited(b"B" * 16), Failure(1, b"out-of-order"))
+    ]
+
+
 def vectors() -> dict[str, object]:
-    failure = Failure(1, b"out-of-order").encode().hex()
-    return {**{name: transcript(name) for name in PROGRAMS}, "streams": streams(), "failure": failure}
+    keys = {"certificate": SIGNER.certificate, "sealing_key": SEALING_KEY.private_bytes_raw()}
+    found = {name: transcript(name, SIGNER) for name in PROGRAMS}
+    return {**found, "streams": streams(), "others": audit(), **{name: key.hex() for name, key in keys.items()}}
+
+
+def comparable(found: dict[str, object]) -> dict[str, object]:
+    """Without the sealed seed, which is another one each time."""
+    frames = [
+        [way, kind, frame[: 2 * 17] + frame[2 * 97 :] if kind == "Bundle" else frame]
+        for way, kind, frame in found["frames"]
+    ]
+    return {**found, "frames": frames}
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_transcript_under_fixed_randomness_is_the_committed_one(name):
-    assert json.loads(json.dumps(transcript(name))) == json.loads(FILE.read_text())[name]
+    kept = json.loads(FILE.read_text())
+    made = json.loads(json.dumps(transcript(name, Signer(bytes.fromhex(kept["certificate"]), DEALER_KEY))))
+    assert comparable(made) == comparable(kept[name])
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_committed_sealed_seed_opens_to_the_seed_that_was_drawn(name):
+    kept = json.loads(FILE.read_text())
+    (frame,) = [bytes.fromhex(frame) for _, kind, frame in kept[name]["frames"] if kind == "Bundle"]
+    message = decode(frame)
+    manifest = verified(message.signed, hashlib.sha256(bytes.fromhex(kept["certificate"])).digest())
+    key = X25519PrivateKey.from_private_bytes(bytes.fromhex(kept["sealing_key"]))
+    assert [unseal(message.sealed, key, manifest.digest).hex()] == kept[name]["random"]
 
 
 def test_every_kind_of_message_stands_in_the_vectors_and_reads_back():
     kept = json.loads(FILE.read_text())
     frames = [bytes.fromhex(frame) for name in PROGRAMS for _, _, frame in kept[name]["frames"]]
-    frames.append(bytes.fromhex(kept["failure"]))
+    frames += map(bytes.fromhex, kept["others"])
     # What the engine CrypTen sends follows from that library, too.
     ours = {kind for number, kind in KINDS.items() if number < TupleDeal.KIND}
     assert {type(decode(frame)) for frame in frames} == ours
@@ -149,7 +182,7 @@ def test_a_stream_is_aes_128_in_counter_mode_from_the_labels_counter_block():
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-    info = b"VeilRay dealt-2pc 1|bundle" + bytes(32) + MODEL + HOSPITAL + PARTY
+    info = b"VeilRay dealt-2pc 1|bundle" + bytes(16) + MODEL + HOSPITAL + PARTY
     key = HKDF(hashes.SHA256(), 16, salt=None, info=info).derive(bytes(32))
     block = Cipher(algorithms.AES128(key), modes.ECB()).encryptor()
     blocks = block.update(bytes.fromhex("01000001" + "00" * 12) + bytes.fromhex("01000001" + "00" * 11 + "01"))
