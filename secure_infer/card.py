@@ -28,7 +28,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class TrunkCard(Part):
-    """The public part of the network, run in the clear by the hospital."""
+    """The public part of the network, run in the clear by the hospital: a grid of normalised features."""
 
     name: Literal["efficientnet-lite0"] = Field(description="architecture")
     sha256: Sha256 = Field(description="SHA-256 of the public checkpoint file")
@@ -36,13 +36,22 @@ class TrunkCard(Part):
     source: str = Field(description="where the checkpoint comes from and its licence")
 
 
-class Preprocessing(Part):
-    """How a displayed image becomes the trunk's input; the code is the authority, these are its constants."""
+class PrefixCard(Part):
+    """The public stages of the trunk up to a cut; the output of the last enters the private part as it is."""
 
-    side: Literal[224] = Field(description="rows and columns after resampling, aspect ratio not kept")
-    resampling: Literal["bicubic, antialiased"] = Field(description="how the image is brought to that size")
+    name: Literal["efficientnet-lite0"] = Field(description="architecture")
+    sha256: Sha256 = Field(description="SHA-256 of the public checkpoint file")
+    cut: str = Field(description="last public stage; all that follow are private")
+    source: str = Field(description="where the checkpoint comes from and its licence")
+
+
+class Preprocessing(Part):
+    """How a displayed image becomes the network's input; the code is the authority, these are its constants."""
+
+    side: Literal[128, 224] = Field(description="rows and columns after resampling, aspect ratio not kept")
+    resampling: Literal["bicubic, antialiased"] = Field(description="how an image comes to 224, and from there to side")
     offset: float = Field(description="taken from the grey value 0..255")
-    divisor: float = Field(gt=0, description="then divided by this; three equal channels")
+    divisor: float = Field(gt=0, description="then divided by this; the channels of the input are equal")
     normalisation: str = Field(description="what is done to the trunk's features before the private part")
 
 
@@ -133,8 +142,10 @@ class ModelCard(Part):
     intended_use: str = Field(description="what the model is for, one sentence")
     classes: Classes = Field(description="order of the logits")
     population: Population = Field(description="whom the model was made for; enforced by the node")
-    preprocessing: Preprocessing = Field(description="from image to the trunk's input")
-    trunk: TrunkCard = Field(description="public part")
+    preprocessing: Preprocessing = Field(description="from image to the network's input")
+    trunk: TrunkCard | PrefixCard | None = Field(
+        default=None, description="public layers; none where the image itself is private"
+    )
     suffix: Program = Field(description="private part: its shapes alone")
     weights_sha256: Sha256 = Field(description="SHA-256 of weights.safetensors, which only the owner holds")
     calibration: Calibration = Field(description="from logits to probabilities")
@@ -145,6 +156,15 @@ class ModelCard(Part):
     context: tuple[str, ...] = Field(description="what helps to read the figures")
     limits: tuple[str, ...] = Field(min_length=1, description="what the model cannot do")
     licence: str = Field(description="licence of the weights")
+
+    @model_validator(mode="after")
+    def _fits_the_image(self) -> Self:
+        side = self.preprocessing.side
+        if self.trunk is None and self.suffix.input_shape not in {(channels, side, side) for channels in (1, 3)}:
+            raise ValueError(f"without a trunk the private part takes 1 or 3 channels of {side} x {side}")
+        if self.trunk is not None and side != 224:
+            raise ValueError("the trunk takes images of 224 x 224")
+        return self
 
     def figure(self, name: str) -> Figure:
         """Look a figure up by its name; KeyError when the card has none."""

@@ -31,6 +31,8 @@ TRUNK_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db
 GRID = 7
 #: Variance floor of the BatchNorm layers, as they were trained (TensorFlow's EfficientNet).
 EPSILON = 1e-3
+#: The checkpoint's own input scale (TensorFlow "Lite" models).
+OFFSET, DIVISOR = 127.0, 128.0
 #: Features beyond this are clipped, so that fixed-point arithmetic has a proven range on any image.
 FEATURE_BOUND = 16.0
 #: Pooled vectors shorter than this (a blank image) are not stretched to unit length.
@@ -264,9 +266,7 @@ class Trunk:
         Tensor of float32, shape (batch, channels, 7, 7)
         """
         with torch.inference_mode():
-            # The checkpoint's own input scale (TensorFlow "Lite" models): bytes minus 127, over 128.
-            x = (torch.from_numpy(np.ascontiguousarray(images)).unsqueeze(1) * 255.0 - 127.0) / 128.0
-            kept = self.run(x.contiguous(memory_format=torch.channels_last))
+            kept = self.run(scaled(images))
             blocks = []
             for tap in self.taps:
                 grid = functional.adaptive_avg_pool2d(kept[tap], GRID)
@@ -287,6 +287,17 @@ class Trunk:
         ndarray of float64, shape (channels, 7, 7)
             Within ±16.
         """
-        if image.shape != (INPUT_SIZE, INPUT_SIZE):
-            raise ValueError(f"the trunk takes {INPUT_SIZE} x {INPUT_SIZE} images, not {image.shape}")
-        return self.features_of(image[None].astype(np.float32))[0].double().numpy()
+        return self.features_of(require_square(image)[None])[0].double().numpy()
+
+
+def scaled(images: NDArray[np.float32]) -> Tensor:
+    """Scale a batch, shape (batch, 224, 224), 0..1, as the checkpoint takes it: bytes less `OFFSET`, over `DIVISOR`."""
+    x = (torch.from_numpy(np.ascontiguousarray(images)).unsqueeze(1) * 255.0 - OFFSET) / DIVISOR
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def require_square(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the image as float32; ValueError where its shape is not (224, 224)."""
+    if image.shape != (INPUT_SIZE, INPUT_SIZE):
+        raise ValueError(f"the model takes {INPUT_SIZE} x {INPUT_SIZE} images, not {image.shape}")
+    return image.astype(np.float32)

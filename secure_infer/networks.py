@@ -20,7 +20,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from .network import STAGE_NAMES, STAGES, FoldedConvolution, InvertedResidual, build, public_checkpoint
+from .network import (
+    DIVISOR,
+    OFFSET,
+    STAGE_NAMES,
+    STAGES,
+    FoldedConvolution,
+    InvertedResidual,
+    build,
+    public_checkpoint,
+)
 
 CLASSES: Final = 3
 #: What keeps the variance of standardised weights' outputs behind a ReLU at 1: sqrt(2 / (1 - 1 / pi)).
@@ -223,7 +232,7 @@ class Architecture:
     """
 
     build: Callable[[], nn.Module]
-    side: int
+    side: Literal[128, 224]
     offset: float
     divisor: float
     cut: str | None = None
@@ -236,7 +245,6 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "small-cnn": Architecture(SmallCNN, 128, *GREY),
         "resnet18": Architecture(lambda: resnet18(channels=1), 224, *GREY),
         "resnet18-max": Architecture(lambda: resnet18(channels=1, pooling="max"), 224, *GREY),
-        # The trunk's checkpoint takes bytes minus 127 over 128.
-        "efficientnet-lite0": Architecture(lite0_suffix, 224, 127.0, 128.0, CUT),
+        "efficientnet-lite0": Architecture(lite0_suffix, 224, OFFSET, DIVISOR, CUT),
     }
 )

@@ -1,8 +1,13 @@
-"""The public part of a model: from an image to what enters the private part, in the clear at the hospital."""
+"""The public part of a model: from an image to what enters the private part, in the clear at the hospital.
+
+A model's owner chooses how much is public: the whole trunk, its stages up to any cut, or nothing but the resampling of
+the image (`Trunk`, `Prefix`, `Greys`). The card says which.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -10,7 +15,39 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from dicom_node.core.errors import ConfigError
 from dicom_node.pixels import INPUT_SIZE
+
+from .card import ModelCard, TrunkCard
+from .network import STAGES, TRUNK_SHA256, Trunk, require_square, scaled
+
+
+class PublicPart(Protocol):
+    """From images to the private part's input; may be called from several threads at once."""
+
+    def features_of(self, images: NDArray[np.float32]) -> Tensor:
+        """Prepare a batch.
+
+        Parameters
+        ----------
+        images : ndarray of float32, shape (batch, 224, 224)
+            0..1, bright is dense.
+
+        Returns
+        -------
+        Tensor of float32, shape (batch, channels, rows, columns)
+        """
+        ...
+
+    def features(self, image: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Prepare one image, shape (224, 224), 0..1; the result has the shape (channels, rows, columns).
+
+        Raises
+        ------
+        ValueError
+            The image has another shape.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -32,18 +69,8 @@ class Greys:
     offset: float
     divisor: float
 
-    def batch(self, images: NDArray[np.float32]) -> Tensor:
-        """Prepare a batch of images.
-
-        Parameters
-        ----------
-        images : ndarray of float32, shape (batch, 224, 224)
-            0..1, bright is dense.
-
-        Returns
-        -------
-        Tensor of float32, shape (batch, channels, side, side)
-        """
+    def features_of(self, images: NDArray[np.float32]) -> Tensor:
+        """Resample and scale a batch; see `PublicPart`."""
         x = torch.from_numpy(np.ascontiguousarray(images))[:, None] * 255.0
         if self.side != INPUT_SIZE:
             size = (self.side, self.side)
@@ -52,7 +79,57 @@ class Greys:
         return ((x - self.offset) / self.divisor).expand(-1, self.channels, -1, -1)
 
     def features(self, image: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Prepare one image, shape (224, 224), 0..1; the result has the shape (channels, side, side)."""
-        if image.shape != (INPUT_SIZE, INPUT_SIZE):
-            raise ValueError(f"the model takes {INPUT_SIZE} x {INPUT_SIZE} images, not {image.shape}")
-        return self.batch(image[None].astype(np.float32))[0].double().numpy()
+        """Resample and scale one image; see `PublicPart`."""
+        return self.features_of(require_square(image)[None])[0].double().numpy()
+
+
+class Prefix:
+    """The public stages of the trunk up to a cut, without pooling or normalisation behind them.
+
+    Parameters
+    ----------
+    cut : str
+        The last public stage.
+    sha256 : str
+        Of the public checkpoint; another file is refused.
+
+    Raises
+    ------
+    ConfigError, IntegrityError
+        See `Trunk`.
+    """
+
+    def __init__(self, cut: str, sha256: str = TRUNK_SHA256) -> None:
+        self._trunk, self._cut = Trunk((cut,), sha256), cut
+
+    def features_of(self, images: NDArray[np.float32]) -> Tensor:
+        """Run a batch up to the cut; see `PublicPart`."""
+        with torch.no_grad():  # not inference mode: the private part may train on what leaves here
+            return self._trunk.run(scaled(images), last=self._cut)[self._cut].contiguous()
+
+    def features(self, image: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Run one image up to the cut; see `PublicPart`."""
+        return self.features_of(require_square(image)[None])[0].double().numpy()
+
+
+def public_part(card: ModelCard) -> PublicPart:
+    """Make the public part that a card describes.
+
+    Raises
+    ------
+    ConfigError
+        The card's public and private part do not fit each other (``program-shape``), or see `Trunk`.
+    IntegrityError
+        The installed checkpoint is not the card's.
+    """
+    trunk, shape = card.trunk, card.suffix.input_shape
+    if trunk is None:
+        taken = card.preprocessing
+        return Greys(taken.side, shape[0], taken.offset, taken.divisor)
+    if isinstance(trunk, TrunkCard):
+        return Trunk(trunk.taps, trunk.sha256)
+    found = Prefix(trunk.cut, trunk.sha256)
+    given = next((stage.channels_out, stage.side, stage.side) for stage in STAGES if stage.name == trunk.cut)
+    if shape != given:
+        raise ConfigError(f"the private part takes {shape}, stage {trunk.cut} gives {given}", code="program-shape")
+    return found

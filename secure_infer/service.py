@@ -12,7 +12,7 @@ from dicom_node.core.settings import Settings
 from dicom_node.store import Store
 
 from .engines import open_engine, site_card
-from .network import Trunk
+from .public import public_part
 from .worker import Worker
 
 log = logs.get(__name__)
@@ -32,9 +32,9 @@ def serve(settings: Settings) -> int:
     database = Database(settings.database_url)
     database.migrate()
     store = Store(settings, database)
-    trunk = Trunk(card.trunk.taps, card.trunk.sha256)
+    public = public_part(card)
     engine = open_engine(settings, card)
-    worker = Worker(settings, database, store, card, trunk, engine, owner=jobs.owner_name("worker"))
+    worker = Worker(settings, database, store, card, public, engine, owner=jobs.owner_name("worker"))
     jobs.release_dead(database, time.time())
     log.info("ready", model=card.version, engine=engine.name)
     status = loops.run({"classify": worker.run_once}, settings.jobs.poll_s, stop)

@@ -18,7 +18,7 @@ from dicom_node.core.settings import Settings
 
 from .answer import Answer
 from .engines import open_engine, site_card
-from .network import Trunk
+from .public import public_part
 
 
 class Classifier:
@@ -34,7 +34,7 @@ class Classifier:
         torch.set_num_threads(settings.inference.threads)
         self._settings = settings
         self._card = site_card(settings)
-        self._trunk = Trunk(self._card.trunk.taps, self._card.trunk.sha256)
+        self._public = public_part(self._card)
         self._engine = open_engine(settings, self._card)
 
     def classify(self, path: Path) -> Answer:
@@ -57,7 +57,7 @@ class Classifier:
         else:
             selection.judge(dataset, self._settings.selection, self._card.population)
             image = pixels.from_dataset(dataset).image
-        return Answer.from_logits(self._engine.infer(self._trunk.features(image)).logits, self._card)
+        return Answer.from_logits(self._engine.infer(self._public.features(image)).logits, self._card)
 
     def __enter__(self) -> Self:
         return self

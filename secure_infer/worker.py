@@ -30,7 +30,7 @@ from . import report
 from .answer import Answer
 from .engine import Engine
 from .models import ModelCard
-from .network import Trunk
+from .public import PublicPart
 from .report.wording import overall
 
 log = logs.get(__name__)
@@ -58,8 +58,8 @@ class Worker:
         The site's records and instances.
     card : ModelCard
         The verified card of the active model.
-    trunk : Trunk
-        The public part of the network, run in the clear at the hospital.
+    public : PublicPart
+        The public part of the model, run in the clear at the hospital.
     engine : Engine
         Evaluates the private part.
     owner : str
@@ -74,7 +74,7 @@ class Worker:
         database: Database,
         store: Store,
         card: ModelCard,
-        trunk: Trunk,
+        public: PublicPart,
         engine: Engine,
         *,
         owner: str,
@@ -84,7 +84,7 @@ class Worker:
         self._database = database
         self._store = store
         self._card = card
-        self._trunk = trunk
+        self._public = public
         self._engine = engine
         self._owner = owner
         self._clock = clock
@@ -164,7 +164,7 @@ class Worker:
         selection.judge(dataset, self._settings.selection, self._card.population)
         seen = pixels.from_dataset(dataset)
         clock.append(time.perf_counter())
-        features = self._trunk.features(seen.image)
+        features = self._public.features(seen.image)
         clock.append(time.perf_counter())
         inference = self._engine.infer(features)
         clock.append(time.perf_counter())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,6 +53,8 @@ def write_settings(
     quiet_s: float,
     engine: str,
     enforce_age: bool,
+    models: Path | None = None,
+    publishers: Sequence[str] = (),
 ) -> None:
     """Write `site.toml`, `party.toml` and `dealer.toml`, and the certificates they name.
 
@@ -63,9 +66,14 @@ def write_settings(
         An Orthanc whose change feed is read, and to which reports go by its REST API.
     enforce_age : bool
         False classifies any age: real files given to the demonstration are often of adults.
+    models : Path or None
+        The model owner's store; the shipped one when None.
+    publishers : sequence of str
+        Who may sign models; the publisher of the shipped one when empty.
     """
     # The package is named, not imported: the clinical path never imports the network's code.
-    models = Path(str(importlib.resources.files("secure_infer"))) / "shipped"
+    models = models or Path(str(importlib.resources.files("secure_infer"))) / "shipped"
+    trusted = f"trusted_publishers = {json.dumps(list(publishers))}" if publishers else ""
     authority = pki.Authority(folder / "certificates")
     crl = authority.revoke()  # nobody yet; it is looked at all the same
     issued = {name: authority.issue(name).model_copy(update={"crl": crl}) for name in ("hospital", "party", "dealer")}
@@ -98,6 +106,7 @@ quiet_s = {quiet_s}
 
 [inference]
 engine = "{engine}"
+{trusted}
 [inference.party]
 host = "127.0.0.1"
 port = {ports.party}
@@ -123,6 +132,7 @@ host = "127.0.0.1"
 port = {ports.party}
 state_dir = {_quoted(folder / "party")}
 models = {_quoted(models)}
+{trusted}
 hospitals = ["{prints["hospital"]}"]
 [dealer]
 host = "127.0.0.1"

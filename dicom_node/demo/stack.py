@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -30,6 +31,10 @@ class Stack:
         `inference.engine` of the site.
     enforce_age : bool
         Whether the model's intended ages are enforced.
+    models : Path or None
+        The model owner's store, in place of the shipped one; a hospital installs the cards that it wants.
+    publishers : sequence of str
+        Who may sign models, in place of the publisher of the shipped one.
 
     Attributes
     ----------
@@ -50,11 +55,14 @@ class Stack:
         web: bool = False,
         engine: str = "dealt-2pc",
         enforce_age: bool = True,
+        models: Path | None = None,
+        publishers: Sequence[str] = (),
     ) -> None:
         self.folder = folder.resolve()
         self._quiet_s = quiet_s
         self._engine = engine
         self._enforce_age = enforce_age
+        self._models, self._publishers = models, publishers
         self._ports = Ports(*(free_port() for _ in Ports._fields))
         (self.folder / "logs").mkdir(parents=True, exist_ok=True)
         commands = {
@@ -105,6 +113,8 @@ class Stack:
             quiet_s=self._quiet_s,
             engine=self._engine,
             enforce_age=self._enforce_age,
+            models=self._models,
+            publishers=self._publishers,
         )
         for name in ("dealer", "serve"):  # the others need the dealer's and the database's presence to be ready
             self.services[name].start()
