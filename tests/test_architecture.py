@@ -18,14 +18,17 @@ ALLOWED = {
     "secure_infer": {"dicom_node", "dicom_node.core"},
     "fl_agent": {"secure_infer", "dicom_node", "dicom_node.core"},
 }
-#: Of `secure_infer`, training may know the network, the model store and the answer that a card defines.
-FOR_TRAINING = {"secure_infer", *(f"secure_infer.{name}" for name in ("network", "card", "models", "answer"))}
+#: Of `secure_infer`, training may know the networks, the model store and the answer that a card defines.
+FOR_TRAINING = {
+    "secure_infer",
+    *(f"secure_infer.{name}" for name in ("network", "networks", "public", "compile", "card", "models", "answer")),
+}
 DOORS = {
     "pynetdicom": ("dicom_node.scp", "dicom_node.scu"),
     "pyorthanc": ("dicom_node.orthanc",),
     "highdicom": ("secure_infer.report",),
     "crypten": ("secure_infer.crypten_engine",),
-    "opacus": ("fl_agent.train",),
+    "opacus": ("fl_agent.train", "fl_agent.accounting"),
     "torch": ("secure_infer", "fl_agent"),
     "torchvision": ("secure_infer", "fl_agent"),
     "fastapi": ("dicom_node.web",),

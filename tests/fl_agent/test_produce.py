@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from fl_agent.__main__ import app
-from fl_agent.produce import Trained
-from fl_agent.train import epsilon
+from fl_agent.accounting import epsilon
+from fl_agent.calibration import Calibrated
 from secure_infer.answer import Answer
 from secure_infer.card import ModelCard
 from secure_infer.clear import PlaintextEngine
@@ -59,13 +59,11 @@ def test_the_head_on_the_mean_feature_gives_the_logits(shipped: ModelCard) -> No
     trunk = Trunk(shipped.trunk.taps, shipped.trunk.sha256)
     features = trunk.features(np.random.default_rng(0).uniform(0, 1, (224, 224)).astype(np.float32))
     logits = PlaintextEngine(shipped.suffix, weights).infer(features).logits
-    matrix = weights | {"head.weight": weights["head.weight"][:, :, 0, 0]}
-    head = Trained(matrix, shipped.calibration.scale, shipped.calibration.offsets, 0.0, ())
-    np.testing.assert_allclose(head.logits(features.mean((1, 2))), logits, atol=1e-9)
+    pooled = weights["head.weight"][:, :, 0, 0] @ features.mean((1, 2)) + weights["head.bias"]
+    np.testing.assert_allclose(pooled, logits, atol=1e-9)
     answer = Answer.from_logits(logits, shipped)
-    np.testing.assert_allclose(
-        head.probabilities(features.mean((1, 2)))[1:], [answer.bacterial, answer.viral], atol=1e-9
-    )
+    calibrated = Calibrated(shipped.calibration.scale, shipped.calibration.offsets, 0.0, ())
+    np.testing.assert_allclose(calibrated.probabilities(logits)[1:], [answer.bacterial, answer.viral], atol=1e-9)
 
 
 def test_one_command_trains_and_publishes_a_model(tmp_path: Path) -> None:

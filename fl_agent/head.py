@@ -1,0 +1,129 @@
+"""Trains the private head on the whole public trunk by DP-SGD: one matrix, applied at each position."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from dicom_node.core.errors import ConfigError
+from secure_infer.card import CLASSES, Mechanism, Preprocessing, TrunkCard
+from secure_infer.models import INPUT, ConvolutionLayer, Program, Weights
+from secure_infer.network import DIVISOR, FEATURE_BOUND, GRID, OFFSET, TRUNK_NAME, TRUNK_SHA256, Trunk
+
+from . import texts
+from .accounting import descent_of, noise_for, release_of
+from .order import Array, Learned, Order, Progress
+from .randomness import SecureSource
+from .train import Recipe, descend, patient_rows, release_mean
+from .trainset import VIEWS, Films, pooled_features
+
+#: Three depths of the trunk: late stages know objects, earlier ones texture, which tells the pneumonias apart.
+TAPS = ("block10", "block13", "head")
+RECIPE = Recipe(steps=60, sampling_rate=1.0, clip=0.2, learning_rate=30.0, momentum=0.9)
+#: The bias is learned through this constant input, small against the features so that clipping spares them.
+BIAS_INPUT = 0.1
+#: Noise of the single release; little of the budget goes to it.
+MEAN_NOISE = 8.0
+
+
+def learn(order: Order, films: Films, source: SecureSource, progress: Progress) -> Learned:
+    """Train a head for the training patients; see `Order` and `Learned`.
+
+    Raises
+    ------
+    ConfigError
+        The order names a cut, which a head on the whole trunk has not (``no-cut``).
+    """
+    if order.cut is not None:
+        raise ConfigError("a head on the whole trunk has no stages to cut behind: choose a network", code="no-cut")
+    folder, trunk = order.data / "kermany224", Trunk(TAPS)
+
+    def features(films: Films, what: str, views: tuple[str, ...] = VIEWS[:1]) -> NDArray[np.float32]:
+        return pooled_features(folder, films, trunk, order.cache, lambda i, n: progress(what, i, n), views)
+
+    pooled = features(films, "training features", VIEWS)
+    weights, mechanisms = train_head(pooled, films, (order.epsilon, order.delta), source, progress)
+    # What is calibrated and evaluated is what is shipped, after its rounding to float32.
+    matrix, bias = (weights[name].astype(np.float32).astype(np.float64) for name in ("head.weight", "head.bias"))
+
+    def logits(films: Films, what: str) -> Array:
+        found: Array = features(films, what)[:, 0] @ matrix.T + bias
+        return found
+
+    return Learned(
+        program=Program(
+            ring_bits=64,
+            input_shape=(trunk.channels, GRID, GRID),
+            fraction_bits=20,
+            weight_fraction_bits=20,
+            input_bound=FEATURE_BOUND,
+            output_bound=2.0**20,
+            output="head",
+            layers=(ConvolutionLayer(name="head", source=INPUT, out_channels=3, kernel=(1, 1)),),
+        ),
+        weights={"head.weight": matrix[..., None, None], "head.bias": bias},  # as a 1 x 1 convolution holds it
+        logits=logits,
+        mechanisms=mechanisms,
+        preprocessing=Preprocessing(
+            side=224,
+            resampling="bicubic, antialiased",
+            offset=OFFSET,
+            divisor=DIVISOR,
+            normalisation=texts.NORMALISATION,
+        ),
+        trunk=TrunkCard(name=TRUNK_NAME, sha256=TRUNK_SHA256, taps=trunk.taps, source=texts.TRUNK_SOURCE),
+        not_covered=texts.NOT_COVERED,
+        limits=texts.LIMITS,
+    )
+
+
+def train_head(
+    pooled: NDArray[np.float32],
+    films: Films,
+    budget: tuple[float, float],
+    source: SecureSource,
+    progress: Progress,
+    recipe: Recipe = RECIPE,
+) -> tuple[Weights, tuple[Mechanism, ...]]:
+    """Train the three-class head under (epsilon, delta) for the training patients.
+
+    Parameters
+    ----------
+    pooled : ndarray of float32, shape (images, views, channels)
+        Norm at most 1.
+    films : Films
+        Labels and patients of the images.
+    budget : tuple of float
+        Epsilon and delta of this partition.
+    source : SecureSource
+    progress : callable
+    recipe : Recipe
+
+    Returns
+    -------
+    weights : dict
+        `head.weight` and `head.bias`, for the features as they are: centring and scaling are folded in.
+    mechanisms : tuple of Mechanism
+    """
+    mean = release_of("mean feature", "training patients", films.count, MEAN_NOISE)
+    descent = noise_for(*budget, descent_of("head", "training patients", films.count, recipe), [mean])
+
+    per_patient = np.zeros((films.count, pooled.shape[2]))
+    np.add.at(per_patient, films.patients, pooled.mean(1))
+    per_patient /= np.bincount(films.patients)[:, None]
+    centre = release_mean(per_patient, mean.clip, mean.noise_multiplier, source)
+    # All vectors have length about 1, so what remains round the mean has mean square 1 - |mean|^2: no new look needed.
+    spread = math.sqrt(max(1.0 - float(centre @ centre), 0.05))
+    inputs = np.empty((*pooled.shape[:2], pooled.shape[2] + 1), dtype=np.float32)
+    inputs[..., :-1] = (pooled - centre) / spread
+    inputs[..., -1] = BIAS_INPUT
+    module = nn.Linear(inputs.shape[2], len(CLASSES), bias=False)
+    nn.init.zeros_(module.weight)
+    rows = patient_rows(inputs, films.labels, films.patients)
+    found = descend(module, rows, recipe, descent.noise_multiplier, source, lambda step, of: progress("head", step, of))
+    learned = found["weight"].double().numpy()
+    weight = learned[:, :-1] / spread
+    return {"head.weight": weight, "head.bias": learned[:, -1] * BIAS_INPUT - weight @ centre}, (mean, descent)

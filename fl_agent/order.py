@@ -1,0 +1,84 @@
+"""What is to be made, and what a training hands over to be calibrated, evaluated and published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secure_infer.card import Mechanism, PrefixCard, Preprocessing, TrunkCard
+from secure_infer.models import Program, Weights
+
+from .trainset import Films
+
+#: Called with (what, done, of all).
+Progress = Callable[[str, int, int], None]
+Array = NDArray[np.float64]
+#: The kind of network that stands on the whole public trunk.
+HEAD = "head"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to make.
+
+    Attributes
+    ----------
+    data : Path
+        Holds `kermany224` and, for context, `expert_reading`.
+    cache : Path
+        Folder of the trunk's features.
+    version : str
+        Of the model.
+    epsilon, delta : float
+        Budget of the whole model.
+    split_seed : int
+        Of the validation patients.
+    network : str
+        `HEAD`, or a name of `secure_infer.networks.ARCHITECTURES`.
+    cut : str or None
+        The last public stage of the trunk, for a network that has a choice.
+    """
+
+    data: Path
+    cache: Path
+    version: str
+    epsilon: float
+    delta: float
+    split_seed: int
+    network: str = HEAD
+    cut: str | None = None
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A trained private part with the public part before it, as the card tells them.
+
+    Attributes
+    ----------
+    program : Program
+    weights : dict
+        As the weights file holds them.
+    logits : callable
+        From images of the data set and a name for their progress to logits, shape (images, 3), in the clear.
+    mechanisms : tuple of Mechanism
+        What the training patients were asked.
+    preprocessing, trunk
+        Parts of the card.
+    not_covered : str
+        What was learned from the data outside the mechanisms.
+    limits : tuple of str
+        What the model cannot do.
+    """
+
+    program: Program
+    weights: Weights
+    logits: Callable[[Films, str], Array]
+    mechanisms: tuple[Mechanism, ...]
+    preprocessing: Preprocessing
+    trunk: TrunkCard | PrefixCard | None
+    not_covered: str
+    limits: tuple[str, ...]
