@@ -23,7 +23,7 @@ from tests.fl_agent.small_dataset import write
 
 
 def arguments(folder: Path, *more: str) -> list[str]:
-    found = ["train", "--version", "0.1", "--epsilon", "100", "--threads", "1", *more]
+    found = ["train", "--version", "0.1", "--epsilon", "20", "--threads", "1", *more]
     for option, name in {"data": "data", "out": "models", "cache": "cache", "signing-key": "key.pem"}.items():
         found += [f"--{option}", str(folder / name)]
     return found
@@ -31,23 +31,23 @@ def arguments(folder: Path, *more: str) -> list[str]:
 
 def quick(monkeypatch: pytest.MonkeyPatch, **changed: float) -> None:
     """Take few steps, of many patients each."""
-    plans = {name: Plan(replace(plan.recipe, sampling_rate=0.5, **changed), 64) for name, plan in PLANS.items()}
+    plans = {name: Plan(replace(plan.recipe, sampling_rate=0.25, **changed), 64) for name, plan in PLANS.items()}
     monkeypatch.setattr(deep, "PLANS", plans)
 
 
 def test_one_command_trains_private_stages_and_publishes_what_a_hospital_can_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quick(monkeypatch, steps=20)
+    quick(monkeypatch, steps=15)
     data = tmp_path / "data" / "kermany224"
-    write(data, train=90, test=12)
+    write(data, train=120, test=6)
     result = CliRunner().invoke(app, arguments(tmp_path, "--network", "efficientnet-lite0", "--cut", "head"))
     assert result.exit_code == 0, result.output
     store = ModelStore(tmp_path / "models", [public_hex(signing_key(tmp_path / "key.pem"))])
     card = store.verify("0.1")
-    assert 80.0 < card.privacy.epsilon <= 100.0
+    assert 18.0 < card.privacy.epsilon <= 20.0
     descent = {one.name: one for one in card.privacy.mechanisms}["network"]
-    assert (descent.kind, descent.steps, descent.sampling_rate) == ("DP-SGD", 20, 0.5)
+    assert (descent.kind, descent.steps, descent.sampling_rate) == ("DP-SGD", 15, 0.25)
     assert card.suffix.input_shape == (1280, 7, 7)
     public = public_part(card)
     assert isinstance(public, Prefix)
