@@ -14,8 +14,8 @@ crypten_engine
     The second encrypted engine, CrypTen, hardened; in child processes.
 protocol
     Dealt two-party computation: roles, messages and arguments in its README.
-party, dealer
-    The services of the model owner and of the third organisation.
+party, dealer, memory
+    The services of the model owner and of the third organisation, and how the former gives freed memory back.
 answer, report
     From logits to an answer, and from answers to DICOM Structured Reports.
 worker, service, single

@@ -20,6 +20,7 @@ from dicom_node.core.errors import ProtocolError, VeilRayError
 from dicom_node.core.settings import EndpointSettings, Port, read
 from dicom_node.core.tls import Fingerprint
 
+from . import memory
 from .connections import Connections
 from .crypten_engine.owner import Owner
 from .distrust import Distrust
@@ -112,6 +113,7 @@ class Models:
         selftest.run(plan.ring.bits)
         self._found[digest] = PrivateModel.of(version, digest, plan, self._store.weights(version))
         self._versions[version] = digest
+        memory.release()  # the file's bytes and the floating-point weights, more than what is kept
 
     def find(self, digest: bytes) -> PrivateModel:
         """Return the model of a card's hash.

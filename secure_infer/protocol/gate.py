@@ -32,6 +32,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,13 +138,8 @@ class ReluGate(_Gate):
 
     def view(self, block: Bytes) -> Tables:
         """Lay the tables over a block of `table_bytes` bytes."""
-        found, start = [], 0
-        word, each = f"<u{self.ring.width}", self.comparisons
-        for kind, rows in (("<u8", self.digits), ("<u8", each), (word, 2 + each), ("<u4", each), ("<u4", 2)):
-            length = np.dtype(kind).itemsize * rows * self.size
-            found.append(block[start : start + length].view(kind).reshape(rows, self.size))
-            start += length
-        return Tables(*found)
+        views = [block[start:end].view(kind).reshape(-1, self.size) for kind, start, end in _layout(self)]
+        return Tables(*views)
 
     def tables(self, number: int, bundle: Prg) -> Bytes:
         """Expand party 0's tables, at party 0 and at the dealer."""
@@ -253,6 +249,18 @@ class TruncationGate(_Gate):
 
 
 Gate = ReluGate | TruncationGate
+
+
+@cache
+def _layout(gate: ReluGate) -> tuple[tuple[np.dtype[Any], int, int], ...]:
+    """Lay out the tables of a block: type of each, and where it begins and ends."""
+    found, start = [], 0
+    word, each = f"<u{gate.ring.width}", gate.comparisons
+    for name, rows in (("<u8", gate.digits), ("<u8", each), (word, 2 + each), ("<u4", each), ("<u4", 2)):
+        kind = np.dtype(name)
+        found.append((kind, start, start + kind.itemsize * rows * gate.size))
+        start = found[-1][2]
+    return tuple(found)
 
 
 def gate_of(layer: Gated, ring: Ring, size: int, fraction_bits: int) -> Gate:

@@ -60,10 +60,12 @@ class Message:
 
     KIND: ClassVar[int]
     FIXED: ClassVar[struct.Struct]
+    COUNT: ClassVar[int]  # numbers and byte strings in FIXED, the kind included
 
     def __init_subclass__(cls, kind: int = 0, fixed: str = "16s H") -> None:
         if kind:
             cls.KIND, cls.FIXED, KINDS[kind] = kind, struct.Struct(f"> B {fixed}"), cls
+            cls.COUNT = len(cls.FIXED.unpack(bytes(cls.FIXED.size)))
 
     def encode(self) -> bytes:
         """Write kind and fields; the length in front is the channel's."""
@@ -72,11 +74,11 @@ class Message:
     def parts(self) -> list[Vector]:
         """Give what `encode` would join: kind and fixed fields, and the open-ended field."""
         values = [self.KIND, *(getattr(self, one.name) for one in fields(self))]
-        count = len(self.FIXED.unpack(bytes(self.FIXED.size)))
-        head = self.FIXED.pack(*values[:count])
-        if self.FIXED.unpack(head) != tuple(values[:count]):  # `struct` would cut bytes to length, or fill them up
+        fixed, rest = tuple(values[: self.COUNT]), values[self.COUNT :]
+        head = self.FIXED.pack(*fixed)
+        if self.FIXED.unpack(head) != fixed:  # `struct` would cut bytes to length, or fill them up
             raise ValueError(f"a field of {type(self).__name__} has the wrong length")
-        return [head, *values[count:]]
+        return [head, *rest]
 
 
 @dataclass(frozen=True)

@@ -180,16 +180,21 @@ class PartySession(Session):
         """Tell the hospital, once the dealer's last message is here."""
         if self.awaited[0].kind is Material:
             return None
-        assert self.model is not None
-        ring, blinded = self._plan.ring, bytearray()
-        if self._wants_delta:
-            masks = weight_masks(self._seed)
-            for name, weight in self.model.weights.items():  # one by one: all at once would be held four times over
-                mask = masks.words(Label.WEIGHT_MASK, self._plan.numbers[name], weight.shape, ring)
-                blinded += ring.to_bytes([weight - mask])
+        blinded = self._blinded() if self._wants_delta else b""
         self._auditable = True
         self._await_query()
-        return Ready(self.bundle, self._lifetime_s, bytes(blinded))
+        return Ready(self.bundle, self._lifetime_s, blinded)
+
+    def _blinded(self) -> Vector:
+        """Compute W - b of every layer, one layer at a time: all at once would be held several times over."""
+        assert self.model is not None
+        masks, ring, weights = weight_masks(self._seed), self._plan.ring, self.model.weights
+        found, start = np.empty(sum(one.size for one in weights.values()), f"u{ring.width}"), 0
+        for name, weight in weights.items():
+            mask = masks.words(Label.WEIGHT_MASK, self._plan.numbers[name], weight.shape, ring)
+            np.subtract(weight, mask, out=found[start : start + weight.size].reshape(weight.shape))
+            start += weight.size
+        return ring.to_bytes([found])
 
     def _await_query(self) -> None:
         if self.awaited[0].kind is Masked:
