@@ -302,7 +302,7 @@ def fault(harm: Harm, codes: str, **about: bool) -> Fault:
 
 
 GONE = "connection-closed unreachable peer-timeout"
-LEGAL = "out-of-order wrong-size malformed-message frame-too-long"
+LEGAL = "out-of-order wrong-size malformed-message manifest-signature frame-too-long"
 OLD = datetime.timedelta(minutes=-1)
 FAULTS = {
     "party 1 killed in a query": fault(killed("party", Masked), GONE, opened=True),
