@@ -14,6 +14,8 @@ assembler, study
     When a study is complete; it then becomes a job for `secure_infer.worker`.
 pixels
     From a radiograph to the network's input, the same for training and inference.
+training
+    Who agreed to training, and what each study shows.
 delivery, scu, stow, storage_status
     The outbox and its ways out: C-STORE, Orthanc's REST API, STOW-RS.
 serve, web, check, demo, launch

@@ -15,8 +15,11 @@ from rich.table import Table
 
 from .core import cli, logs, settings
 from .core.errors import ConfigError
+from .training import cli as training
 
 app = cli.new_app("Receives chest X-ray studies over DICOM and sends the answers back as Structured Reports.")
+app.add_typer(training.consent, name="consent")
+app.add_typer(training.labels, name="labels")
 out = Console()
 
 

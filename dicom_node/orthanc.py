@@ -102,6 +102,13 @@ class OrthancClient:
         answer = self._answer(self._http.get_instances_id_file, identifier)
         return None if answer.status_code == httpx.codes.NOT_FOUND else _checked(answer).content
 
+    def reports(self, study_instance_uid: str) -> list[str]:
+        """Return Orthanc's names of the Structured Reports of a study."""
+        query = {"StudyInstanceUID": study_instance_uid, "Modality": "SR"}
+        answer = self._answer(self._http.post_tools_find, {"Level": "Instance", "Query": query})
+        found: list[str] = _checked(answer).json()
+        return found
+
     def _text(self, call: Any, *arguments: str) -> str | None:
         answer = self._answer(call, *arguments)
         return None if answer.status_code == httpx.codes.NOT_FOUND else _checked(answer).text.strip(" \0\r\n")

@@ -122,6 +122,44 @@ audit_event = sa.Table(
     sa.Column("hash", sa.String(64), nullable=False),
 )
 
+#: Whom a study is about, as keyed hashes of its identifiers; made anew whenever the study's revision grows.
+subject = sa.Table(
+    "subject",
+    metadata,
+    sa.Column("study_id", Key, sa.ForeignKey("study.id"), primary_key=True, autoincrement=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("study_key", sa.String(64), nullable=False, index=True),
+    sa.Column("patient_key", sa.String(64), index=True),
+    sa.Column("patient_id_key", sa.String(64), index=True),
+    sa.Column("accession_key", sa.String(64), index=True),
+)
+
+#: Decisions about training; whoever has no row has not agreed. `key` is of the same kind as the column of `subject`.
+consent = sa.Table(
+    "consent",
+    metadata,
+    sa.Column("id", Key, primary_key=True),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("key", sa.String(64), nullable=False),
+    sa.Column("patient_id_key", sa.String(64), index=True),
+    sa.Column("decision", sa.String(16), nullable=False),
+    sa.Column("expires_at", sa.Float),
+    sa.Column("recorded_at", sa.Float, nullable=False),
+    sa.UniqueConstraint("kind", "key", name="uq_consent_subject"),
+)
+
+#: What a study shows, as each source says it.
+label = sa.Table(
+    "label",
+    metadata,
+    sa.Column("id", Key, primary_key=True),
+    sa.Column("study_id", Key, sa.ForeignKey("study.id"), nullable=False),
+    sa.Column("source", sa.String(32), nullable=False),
+    sa.Column("value", sa.String(16), nullable=False),
+    sa.Column("recorded_at", sa.Float, nullable=False),
+    sa.UniqueConstraint("study_id", "source", name="uq_label_study_source"),
+)
+
 
 class Database:
     """A pool of connections to the site's records.

@@ -227,6 +227,20 @@ class ReportSettings(Section):
     series_number: int = Field(default=9900, ge=1, le=2**31 - 1, description="SeriesNumber of our reports")
 
 
+class TrainingSettings(Section):
+    """What this site contributes to training with other hospitals."""
+
+    key_file: Path | None = Field(
+        default=None,
+        description="secret behind all pseudonyms, mode 0600, made at first use; training.key in state_dir when absent",
+    )
+    issuer: str = Field(
+        default="",
+        max_length=64,
+        description="Issuer of Patient ID (0010,0021) that is meant where an image or a list names none",
+    )
+
+
 class JobSettings(Section):
     """How work is held and repeated."""
 
@@ -260,6 +274,7 @@ class Settings(Section):
     delivery: DeliverySettings = DeliverySettings()
     inference: InferenceSettings
     report: ReportSettings = ReportSettings()
+    training: TrainingSettings = TrainingSettings()
     jobs: JobSettings = JobSettings()
     web: WebSettings = WebSettings()
     log: LogSettings = LogSettings()
@@ -274,6 +289,11 @@ class Settings(Section):
     def database_url(self) -> str:
         """The URL of the site's database."""
         return self.database.url or f"sqlite:///{self.site.state_dir / 'veilray.sqlite3'}"
+
+    @property
+    def training_key(self) -> Path:
+        """The file that holds the secret behind all pseudonyms."""
+        return self.training.key_file or self.site.state_dir / "training.key"
 
 
 def explain(error: ValidationError) -> str:
