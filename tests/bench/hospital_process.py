@@ -16,6 +16,7 @@ from dicom_node.core import logs
 from dicom_node.core.settings import InferenceSettings
 from secure_infer.card import ModelCard
 from secure_infer.dealt import DealtEngine
+from secure_infer.protocol.channel import Channel
 from tests.bench.children import Child, serve
 from tests.bench.inference import timed
 from tests.system.roles import Roles
@@ -34,6 +35,11 @@ def start(roles: Roles, card: str, images: Path, log: Path) -> Child:
     return Child(["-m", "tests.bench.hospital_process", str(file)], log)
 
 
+def total(channel: Channel) -> int:
+    """Bytes of frames since the connection was taken for this query."""
+    return channel.sent + channel.received
+
+
 def main(file: Path) -> None:
     logs.configure("hospital", "warning")
     given = json.loads(file.read_text())
@@ -46,11 +52,11 @@ def main(file: Path) -> None:
         if request["step"] == "offline":
             prepared, milliseconds = timed(engine._prepare)
             ready.append(prepared)
-            return {"seconds": milliseconds / 1e3, "bytes": prepared.channel.sent + prepared.channel.received}
+            return {"seconds": milliseconds / 1e3, "bytes": total(prepared.channel)}
         prepared, image = ready.pop(), np.array(images[request["image"]])
-        before = prepared.channel.sent + prepared.channel.received
+        before = total(prepared.channel)
         found, milliseconds = timed(lambda: engine._query(prepared, image))
-        count = prepared.channel.sent + prepared.channel.received - before
+        count = total(prepared.channel) - before
         return {"seconds": milliseconds / 1e3, "bytes": count, "logits": found.logits.tolist()}
 
     serve(answer)

@@ -3,8 +3,9 @@
 Run: ``python -m tests.bench.mpc --json FILE``. Ours speak mutual TLS on loopback; CrypTen speaks plain TCP. In each
 round the same image is answered in the clear, by our engine and by CrypTen in turn, so that what else the machine does
 meets all three. *Online* is from image to opened logits at the hospital, *offline* all that a bundle needs before,
-connections and dealing included; *processor* is the mean time that a query, both phases, took of all roles' processors
-together. The first round warms up and is not counted. Weights are random but for the default model's.
+dealing included; *pooled offline* is that of a bundle which was dealt before it was asked for; *processor* is the mean
+time that a query, both phases, took of all roles' processors together. The first round warms up and is not counted.
+Weights are random but for the default model's.
 
 Afterwards the same is asked across slow links between the roles (`tests.bench.links`). Of each figure in seconds the
 median is given; memory is the largest a process ever held.
@@ -16,6 +17,7 @@ import argparse
 import contextlib
 import os
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -34,8 +36,8 @@ from tests.system.roles import Roles
 
 #: No answer takes this long, on any link.
 PATIENCE_S = 300.0
-#: Where a network asks for more queries than this, links get this many: each answers as the one before.
-MOST_ON_LINKS = 20
+#: Where a network asks for more queries than this, the pool and the links get this many.
+MOST_AFTERWARDS = 20
 
 
 def asked(hospital: Child, number: int) -> tuple[dict, dict]:
@@ -82,6 +84,7 @@ def measure(subject: Subject, roles: Roles, images: Path, crypten: Stock | None)
                     wrong[name] = max(wrong[name], float(np.abs(np.array(answer["logits"]) - expected).max()))
             found |= {"online_mb": online["bytes"] / 1e6, "party_offline_mb": offline["bytes"] / 1e6}
         memory = {role: resident_mb(pid) for role, pid in pids.items()}
+        found["pooled_offline_s"] = pooled(roles, hospital, min(MOST_AFTERWARDS, len(subject.samples) - 1))
     found |= {name: float(np.median(seconds)) for name, seconds in spans.items()} | wrong
     found |= {name: float(np.mean(seconds)) for name, seconds in spent.items()}
     found |= {f"{role}_rss_mb": size for role, size in memory.items()} | {"rss_mb": max(memory.values())}
@@ -90,6 +93,24 @@ def measure(subject: Subject, roles: Roles, images: Path, crypten: Stock | None)
         found["crypten_rss_mb"] = crypten.rss_mb()
         found["crypten_ratio"] = found["crypten_s"] / found["online_s"]
     return found
+
+
+def pooled(roles: Roles, hospital: Child, queries: int) -> float:
+    """Median of the offline phase where the dealer has dealt ahead, seconds; the first request places the order."""
+    roles.dealer_settings["pool_bundles"] = 1
+    roles.start_dealer()
+    spans = []
+    for number in range(queries + 1):
+        offline, _ = asked(hospital, number)
+        spans.append(offline["seconds"])
+        deadline = time.monotonic() + PATIENCE_S
+        while not list((roles.folder / "dealer" / "pool").glob("*/*.bundle")):
+            if time.monotonic() > deadline:
+                raise RuntimeError("the dealer dealt nothing ahead")
+            time.sleep(0.02)
+    roles.dealer_settings["pool_bundles"] = 0
+    roles.start_dealer()
+    return float(np.median(spans[1:]))
 
 
 @contextlib.contextmanager
@@ -148,6 +169,7 @@ def run(
         queries = runs or queries
         with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
             roles = Roles(Path(folder), timeout_s=PATIENCE_S)
+            roles.dealer_settings["pool_bundles"] = 0  # nothing is dealt while something else is timed
             roles.dealer_settings["timeout_s"] = PATIENCE_S  # for a frame that takes seconds on a slow link
             stack.callback(roles.stop)
             subject = build(roles.models, queries + 1)
@@ -160,7 +182,7 @@ def run(
             if stock is not None:
                 stock.close()
             for link in links:
-                measurements |= across(link, roles, images, min(queries, MOST_ON_LINKS))
+                measurements |= across(link, roles, images, min(queries, MOST_AFTERWARDS))
         found |= {f"{name}_{key}": value for key, value in measurements.items()}
     if links:
         with tempfile.TemporaryDirectory() as folder:
