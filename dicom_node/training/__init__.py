@@ -14,6 +14,8 @@ diagnosis, labels, verified_report, collect
     What a study shows, from lists and from reports that a physician verified.
 eligible
     One study per patient who agreed and whose study is labelled.
+confidentiality, burned_in, deidentify
+    An image without its patient (PS3.15 Annex E).
 cli
     The commands ``dicom-node consent`` and ``dicom-node labels``.
 """
