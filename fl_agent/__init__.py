@@ -4,5 +4,6 @@ Reading order: `order` (what is to be made), `trainset` (images, patients, cache
 can predict), `train` (DP-SGD with the patient as unit) and `accounting` (what it costs), the two doors to Opacus,
 `head` and `deep` (what can be trained: a linear head, or a network of its own), `calibration`, `figures` (metrics with
 intervals), `produce` (all of it, to a published card), `texts` (the card's sentences), `secagg` (sums of many
-hospitals' updates that reveal no single one), `__main__` (the command `fl-agent`).
+hospitals' updates that reveal no single one), `ledger` (what all of it costs the patients over the life of a site),
+`__main__` (the command `fl-agent`).
 """

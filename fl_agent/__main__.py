@@ -11,20 +11,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from dicom_node.core import cli
 from dicom_node.core.errors import VeilRayError
 from secure_infer.card import ModelCard
 from secure_infer.models import ModelStore, public_hex, signing_key
 from secure_infer.networks import ARCHITECTURES
 
+from .ledger.cli import budget
 from .order import HEAD, Order
 from .produce import produce
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train pneumonia models with differential privacy.")
-
-
-@app.callback()
-def commands() -> None:
-    """Keep `train` a command of its own, though it is the only one so far."""
+app = cli.new_app("Train pneumonia models with differential privacy.")
+app.command()(budget)
 
 
 @app.command()
@@ -85,7 +83,7 @@ def _table(card: ModelCard) -> Table:
 
 def main() -> None:
     """Run the command line."""
-    app()
+    cli.run(app)
 
 
 if __name__ == "__main__":

@@ -93,6 +93,31 @@ class Mechanism(Part):
     steps: int = Field(ge=1, description="number of steps or releases")
 
 
+class Distributed(Part):
+    """Sampled gradient sums with a share of discrete Gaussian noise from each hospital (arXiv 2102.06387)."""
+
+    name: str = Field(description="what it computes")
+    kind: Literal["distributed discrete Gaussian"] = "distributed discrete Gaussian"
+    patients: int = Field(ge=1, description="this site's patients in the set")
+    sampling_rate: float = Field(gt=0, le=1, description="probability q that a patient takes part in a step")
+    steps: int = Field(ge=1, description="number of secure sums")
+    variance: int = Field(ge=1, description="of each hospital's draw, in steps of the ring squared")
+    honest: int = Field(ge=1, description="hospitals, this one included, that keep their draw to themselves")
+    dimension: int = Field(ge=1, description="coordinates that get noise")
+    sensitivity_squared: int = Field(ge=1, description="how far one patient moves the summed integers, squared")
+
+
+class Bound(Part):
+    """A computation of which nothing but its (epsilon, delta) is known, such as another library's."""
+
+    name: str = Field(description="what it computes")
+    kind: Literal["bound"] = "bound"
+    patients: int = Field(ge=1, description="this site's patients in the set")
+    epsilon: float = Field(gt=0, description="epsilon of one release")
+    delta: float = Field(default=0.0, ge=0, lt=1, description="delta of one release")
+    steps: int = Field(default=1, ge=1, description="number of releases")
+
+
 class Privacy(Part):
     """What the training cost its patients (Dwork & Roth 2014; DP-SGD of Abadi et al. 2016, arXiv 1607.00133)."""
 

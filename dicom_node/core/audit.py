@@ -105,7 +105,7 @@ def append(connection: sa.Connection, record: Record, now: float) -> None:
         "detail": record.detail,
         "previous": previous,
     }
-    connection.execute(_INSERT, {**row, "hash": _digest(row)})
+    connection.execute(_INSERT, {**row, "hash": digest(row)})
 
 
 def verify(connection: sa.Connection) -> tuple[int, str]:
@@ -125,7 +125,7 @@ def verify(connection: sa.Connection) -> tuple[int, str]:
     for found in connection.execute(sa.select(audit_event).order_by(audit_event.c.seq)).mappings():
         row = dict(found)
         claimed = row.pop("hash")
-        if row["seq"] != expected or row["previous"] != previous or _digest(row) != claimed:
+        if row["seq"] != expected or row["previous"] != previous or digest(row) != claimed:
             raise IntegrityError(f"the audit trail was altered at row {row['seq']}: restore it from a backup")
         expected, previous = expected + 1, claimed
     return expected - 1, previous
@@ -141,5 +141,6 @@ def _last(connection: sa.Connection) -> tuple[int, str]:
     return (row.seq, row.hash) if row is not None else (0, GENESIS)
 
 
-def _digest(row: dict[str, Any]) -> str:
+def digest(row: dict[str, Any]) -> str:
+    """Hash a row of an append-only table: SHA-256 of its sorted JSON, hexadecimal."""
     return hashlib.sha256(json.dumps(row, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -160,6 +160,23 @@ label = sa.Table(
     sa.UniqueConstraint("study_id", "source", name="uq_label_study_source"),
 )
 
+#: Append-only in the same way: each row is a transition of one reservation of privacy budget (`fl_agent/ledger`).
+privacy_ledger = sa.Table(
+    "privacy_ledger",
+    metadata,
+    sa.Column("seq", Key, primary_key=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("token", sa.String(32), nullable=False),
+    sa.Column("event", sa.String(16), nullable=False),
+    sa.Column("patient_set", sa.String(64), nullable=False),
+    sa.Column("run", sa.String(64), nullable=False),
+    sa.Column("model", sa.String(64), nullable=False),
+    sa.Column("terms", sa.JSON, nullable=False),
+    sa.Column("previous", sa.String(64), nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False),
+    sa.UniqueConstraint("token", "event", name="uq_privacy_ledger_transition"),
+)
+
 
 class Database:
     """A pool of connections to the site's records.

@@ -29,6 +29,8 @@ Place = Literal[
     "delivery-leased",
     "delivery-sent",
     "delivery-finished",
+    "ledger-written",
+    "ledger-committed",
 ]
 PLACES: Final[tuple[Place, ...]] = get_args(Place)
 _ARMED: Final = os.environ.get("VEILRAY_FAILPOINT")

@@ -227,6 +227,18 @@ class ReportSettings(Section):
     series_number: int = Field(default=9900, ge=1, le=2**31 - 1, description="SeriesNumber of our reports")
 
 
+class PrivacySettings(Section):
+    """What training may cost each patient over the life of this site."""
+
+    epsilon: float = Field(
+        default=8.0, gt=0, description="largest epsilon over all runs, models and searches, peers as honest as agreed"
+    )
+    epsilon_alone: float | None = Field(
+        default=None, gt=0, description="largest epsilon if every other hospital colludes; only shown when absent"
+    )
+    delta: float = Field(default=1e-5, gt=0, le=1e-3, description="delta of both; below 1 / patients")
+
+
 class TrainingSettings(Section):
     """What this site contributes to training with other hospitals."""
 
@@ -239,6 +251,7 @@ class TrainingSettings(Section):
         max_length=64,
         description="Issuer of Patient ID (0010,0021) that is meant where an image or a list names none",
     )
+    privacy: PrivacySettings = Field(default=PrivacySettings(), description="the budget of the site's patients")
 
 
 class JobSettings(Section):

@@ -96,12 +96,15 @@ def epsilon(noise: SummedNoise, steps: int, delta: float) -> float:
     left = math.log(delta) - factor
     sampled = noise.sampling_rate < 1
     bounds: list[float] = [
-        steps * renyi(order, noise.sampling_rate, noise.noise_multiplier)
-        + math.log1p(-1 / order)
-        - (left + math.log(order)) / (order - 1)
+        to_epsilon(order, steps * renyi(order, noise.sampling_rate, noise.noise_multiplier), left)
         for order in (ORDERS if sampled else FINE_ORDERS)
     ]
     return max(0.0, min(bounds)) + 2 * factor
+
+
+def to_epsilon(order: float, divergence: float, log_delta: float) -> float:
+    """Return the ε that a Renyi divergence of this order gives at a δ (step 3); may be negative."""
+    return divergence + math.log1p(-1 / order) - (log_delta + math.log(order)) / (order - 1)
 
 
 def renyi(order: float, sampling_rate: float, noise_multiplier: float) -> float:
