@@ -6,16 +6,20 @@ card, models
     The public, signed model card, and the store of models.
 network
     The public trunk that the hospital runs in the clear.
-networks, compile
-    Networks whose private part is evaluated as a whole; from a trained one to its public program and private weights.
+networks, compile, bounds
+    Networks whose private part is evaluated as a whole; from a trained one to its public program and
+    private weights, and the proof that none of its values can leave the ring.
 engine, dealt, engines
     The port of the private part, its encrypted implementation (party 0), and the choice between engines.
 crypten_engine
     The second encrypted engine, CrypTen, hardened; in child processes.
 protocol
     Dealt two-party computation: roles, messages and arguments in its README.
-party, dealer, memory
-    The services of the model owner and of the third organisation, and how the former gives freed memory back.
+transport, spent
+    Messages over mutual TLS, and the ledger of bundles that are used up.
+party, dealer, dealing, operations
+    The services of the model owner and of the third organisation, the pool of bundles dealt ahead, and what both offer
+    those who run them.
 answer, report
     From logits to an answer, and from answers to DICOM Structured Reports.
 worker, service, single

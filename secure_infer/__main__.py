@@ -56,7 +56,7 @@ def dealer(config: Annotated[Path, typer.Option("--config", "-c", help="the deal
 @app.command()
 def audit(trail: Annotated[Path, typer.Argument(help="audit.sqlite3 of a party or dealer")]) -> None:
     """Check that no row of a party's or dealer's audit trail was altered; `dicom-node check` does so for a site."""
-    from .trail import verify  # noqa: PLC0415
+    from .operations.trail import verify  # noqa: PLC0415
 
     count, head = verify(trail)
     out.print(f"{count} rows, each following from the one before; the head is {head}.", soft_wrap=True, highlight=False)

@@ -20,11 +20,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dicom_node.core.errors import ConfigError
 
+from .bounds import prove
 from .clear import evaluate
 from .lowering import Lowering, unsupported
 from .networks import plain
 from .program import INPUT, GuardLayer, Program, ReluLayer
-from .protocol.bounds import prove
 from .protocol.plan import Plan
 
 #: Fractional bits of activations and weights, by ring: those of a 64-bit ring leave 20 bits for the integral part.

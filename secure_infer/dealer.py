@@ -21,15 +21,15 @@ from dicom_node.core.errors import VeilRayError
 from dicom_node.core.settings import Port, read
 from dicom_node.core.tls import Fingerprint
 
-from . import keyfile, pool
+from . import keyfile, selftest
 from .crypten_engine.dealer import TupleDealer
-from .operation import Operated, Operation
-from .protocol import selftest
-from .protocol.channel import Channel
+from .dealing import pool
+from .operations.operation import Operated, Operation
 from .protocol.dealer import Dealing, Deck
 from .protocol.manifest import Signer
 from .protocol.messages import LARGEST_PROGRAM, Bundle, Deal, Fetch, Message, TupleDeal, TupleFetch, overhead
-from .protocol.server import Limits, Server
+from .transport.channel import Channel
+from .transport.server import Limits, Server
 
 log = logs.get(__name__)
 #: Looks for work to deal ahead this often, seconds.
@@ -169,6 +169,7 @@ class Dealer:
         before = channel.sent
         try:
             asked = channel.receive(overhead(Deal) + LARGEST_PROGRAM, self._settings.idle_timeout_s)
+            self.server.require(channel)
             with self.pool.request():
                 for answer in self._answers(bytes.fromhex(channel.peer), asked):
                     if isinstance(answer, Bundle):

@@ -22,18 +22,17 @@ from dicom_node.core import failpoint, logs, tls
 from dicom_node.core.errors import ConfigError, IntegrityError, Unavailable
 from dicom_node.core.settings import InferenceSettings
 
-from . import keyfile
+from . import keyfile, selftest
 from .card import ModelCard
-from .connections import Connections
 from .distrust import Distrust
 from .engine import Inference, inference_of, input_of
-from .protocol import selftest
-from .protocol.channel import Channel
-from .protocol.ledger import SpentLedger
 from .protocol.party0 import HospitalSession, Terms
 from .protocol.plan import Plan
 from .protocol.ring import Words
 from .protocol.session import State
+from .spent import SpentLedger
+from .transport.channel import Channel
+from .transport.connections import Connections
 
 log = logs.get(__name__)
 #: A bundle is dropped when this share of party 1's patience is over, so that none is used at the last moment.

@@ -20,20 +20,20 @@ from dicom_node.core.errors import ProtocolError, VeilRayError
 from dicom_node.core.settings import EndpointSettings, Port, read
 from dicom_node.core.tls import Fingerprint
 
-from . import memory
-from .connections import Connections
+from . import selftest
 from .crypten_engine.owner import Owner
 from .distrust import Distrust
 from .models import ModelStore
-from .operation import LOOK_EVERY_S, Operated, Operation
-from .protocol import selftest
-from .protocol.channel import Channel
-from .protocol.ledger import Allowance, SpentLedger
+from .operations import memory
+from .operations.operation import LOOK_EVERY_S, Operated, Operation
 from .protocol.messages import Audit, Fetch, Message, Open, TupleOpen, overhead
 from .protocol.party1 import PartySession, Peers, PrivateModel
 from .protocol.plan import Plan
-from .protocol.server import Limits, Server
 from .protocol.session import State
+from .spent import Allowance, SpentLedger
+from .transport.channel import Channel
+from .transport.connections import Connections
+from .transport.server import Limits, Server
 
 log = logs.get(__name__)
 
@@ -204,6 +204,7 @@ class Party:
         opening: Message | None = None
         try:
             opening = channel.receive(max(session.limit, overhead(TupleOpen)), self._settings.idle_timeout_s)
+            self.server.require(channel)
             if isinstance(opening, TupleOpen):
                 self._run_crypten(opening, channel)
             else:

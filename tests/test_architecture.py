@@ -32,7 +32,7 @@ DOORS = {
     "torch": ("secure_infer", "fl_agent"),
     "torchvision": ("secure_infer", "fl_agent"),
     "fastapi": ("dicom_node.web",),
-    "prometheus_client": ("secure_infer.metrics",),
+    "prometheus_client": ("secure_infer.operations.metrics",),
     "alembic": ("dicom_node.core",),
     "numba": ("secure_infer.protocol.kernels",),
     "gdcm": ("dicom_node.pixels",),

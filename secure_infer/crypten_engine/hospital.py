@@ -24,11 +24,11 @@ from dicom_node.core.settings import InferenceSettings
 
 from ..card import ModelCard
 from ..engine import Inference, inference_of, input_of
-from ..protocol.channel import Channel
-from ..protocol.ledger import SpentLedger
 from ..protocol.messages import LARGEST_FAILURE, TupleDeal, TupleOpen, TupleReady, TupleSeed, Vector, overhead
 from ..protocol.party0 import TOLERANCE
 from ..protocol.plan import Plan
+from ..spent import SpentLedger
+from ..transport.channel import Channel
 from .pipe import Kind
 from .process import START_S, CryptenProcess, require_installed
 from .relay import Relay

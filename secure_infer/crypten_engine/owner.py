@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from dicom_node.core.errors import ProtocolError, Unavailable
 
-from ..protocol.channel import Channel
 from ..protocol.messages import (
     LARGEST_FAILURE,
     TupleCorrections,
@@ -21,6 +20,7 @@ from ..protocol.messages import (
     overhead,
 )
 from ..protocol.party1 import PrivateModel
+from ..transport.channel import Channel
 from .pipe import Kind
 from .process import CryptenProcess
 from .relay import Relay

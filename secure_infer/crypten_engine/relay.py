@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dicom_node.core.errors import ProtocolError
 
-from ..protocol.channel import Channel
 from ..protocol.messages import LARGEST_FAILURE, Exchange, Vector, overhead
+from ..transport.channel import Channel
 from .pipe import Kind, Pipe
 
 

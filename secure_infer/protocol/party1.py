@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from dicom_node.core.errors import IntegrityError, ProtocolError
 
+from ..bounds import prove
 from ..program import Gated, GuardLayer, sources
-from .bounds import prove
 from .deal import materials
 from .gate import Bytes, ReluGate, Tables, TruncationGate
 from .layers import local, weigh

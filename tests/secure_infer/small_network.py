@@ -31,7 +31,7 @@ from secure_infer.protocol.plan import Plan
 from secure_infer.protocol.prg import Context, bundle_masks, gate_masks
 from secure_infer.protocol.seal import unseal
 from secure_infer.protocol.session import State
-from tests.secure_infer.dealing import HOSPITAL, MODEL, PARTY, SEALING_KEY, SIGNER
+from tests.secure_infer.small_dealer import HOSPITAL, MODEL, PARTY, SEALING_KEY, SIGNER
 
 #: Fractional bits of activations and weights, by ring.
 FRACTIONS = {64: (16, 26), 32: (8, 10)}

@@ -12,7 +12,7 @@ from typing import Literal
 
 from dicom_node.core import tls
 from dicom_node.core.settings import EndpointSettings, TlsSettings
-from secure_infer.protocol.channel import LENGTH, end_both_ways
+from secure_infer.transport.channel import LENGTH, end_both_ways
 from tests.system.roles import Roles
 
 #: Caller to service, and back.

@@ -18,18 +18,17 @@ from dicom_node.core import logs, tls
 from dicom_node.core.pki import Authority
 from dicom_node.core.settings import EndpointSettings, InferenceSettings, TlsSettings
 from dicom_node.launch import Service
-from secure_infer import dealer, party, protocol
+from secure_infer import dealer, party, protocol, selftest
 from secure_infer.card import ModelCard
 from secure_infer.dealt import DealtEngine
 from secure_infer.models import ModelStore
 from secure_infer.program import Program
-from secure_infer.protocol import selftest
-from secure_infer.protocol.channel import Channel
 from secure_infer.protocol.deal import materials
 from secure_infer.protocol.manifest import verified
 from secure_infer.protocol.messages import Deal, Open
 from secure_infer.protocol.plan import Plan
 from secure_infer.protocol.prg import Context
+from secure_infer.transport.channel import Channel
 from tests.secure_infer.small_model import PUBLISHER_HEX, head, publish
 
 #: The default model's head, and the same head for hospitals that shall see no map.

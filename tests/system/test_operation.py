@@ -21,7 +21,7 @@ from dicom_node.core.errors import ConfigError, IntegrityError, ProtocolError, U
 from dicom_node.launch import Service
 from secure_infer.clear import PlaintextEngine
 from secure_infer.models import ModelStore
-from secure_infer.trail import verify
+from secure_infer.operations.trail import verify
 from tests.secure_infer.small_model import PUBLISHER_HEX, publish
 from tests.system.roles import MAP, Roles, ask, features, plain, wait_for_bundles
 

@@ -16,7 +16,7 @@ from secure_infer.protocol.messages import Audit, Failure, Half, Material
 from secure_infer.protocol.plan import Plan
 from secure_infer.protocol.prg import Context, material_key
 from secure_infer.protocol.session import State
-from tests.secure_infer.dealing import HOSPITAL, PARTY
+from tests.secure_infer.small_dealer import HOSPITAL, PARTY
 from tests.secure_infer.small_model import weights_of
 from tests.secure_infer.small_network import Trio, every_kind
 

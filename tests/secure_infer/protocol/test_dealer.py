@@ -9,8 +9,8 @@ import pytest
 from dicom_node.core.errors import ProtocolError, Unavailable
 from secure_infer.program import DenseLayer, FlattenLayer
 from secure_infer.protocol.messages import KINDS, Bundle, Deal, Fetch, Half, Message
-from tests.secure_infer.dealing import SEALING_KEY
 from tests.secure_infer.protocol.test_messages import SAMPLES
+from tests.secure_infer.small_dealer import SEALING_KEY
 from tests.secure_infer.small_model import head, weights_of
 from tests.secure_infer.small_network import HOSPITAL, MODEL, PARTY, Trio
 

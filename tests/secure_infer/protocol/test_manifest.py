@@ -16,7 +16,7 @@ from dicom_node.core.errors import ConfigError, ProtocolError
 from dicom_node.core.pki import Authority, self_signed
 from secure_infer.protocol.manifest import Manifest, Signer, largest_signed, verified
 from secure_infer.protocol.seal import SEALED_BYTES, seal, unseal
-from tests.secure_infer.dealing import DEALER_KEY, SEALING_KEY, SIGNER
+from tests.secure_infer.small_dealer import DEALER_KEY, SEALING_KEY, SIGNER
 
 MANIFEST = Manifest(b"B" * 16, b"m" * 32, b"p" * 32, b"h" * 32, b"o" * 32, b"x" * 32, b"i" * 16, (b"1" * 32, b"2" * 32))
 SIGNED = SIGNER.sign(MANIFEST)

@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dicom_node.core.errors import ConfigError, Refused
+from secure_infer.bounds import prove
 from secure_infer.clear import evaluate
 from secure_infer.program import INPUT, ConvolutionLayer, DenseLayer, ReluLayer
-from secure_infer.protocol.bounds import prove
 from secure_infer.protocol.party1 import PrivateModel
 from secure_infer.protocol.plan import Plan
 from tests.secure_infer.integer_reference import exact

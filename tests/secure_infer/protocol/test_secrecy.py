@@ -35,7 +35,7 @@ from secure_infer.protocol.messages import (
 )
 from secure_infer.protocol.packing import split, unpack
 from secure_infer.protocol.seal import unseal
-from tests.secure_infer.dealing import SEALING_KEY, SIGNER
+from tests.secure_infer.small_dealer import SEALING_KEY, SIGNER
 from tests.secure_infer.small_model import head
 from tests.secure_infer.small_network import Trio, network
 

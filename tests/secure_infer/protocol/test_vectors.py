@@ -41,7 +41,7 @@ from secure_infer.protocol.prg import (
 )
 from secure_infer.protocol.ring import Ring
 from secure_infer.protocol.seal import unseal
-from tests.secure_infer.dealing import DEALER_KEY, SEALING_KEY, SIGNER
+from tests.secure_infer.small_dealer import DEALER_KEY, SEALING_KEY, SIGNER
 from tests.secure_infer.small_model import head, weights_of
 from tests.secure_infer.small_network import HOSPITAL, MODEL, PARTY, Trio, network
 

@@ -119,6 +119,18 @@ class Server:
             channel.interrupt()
         return [(channel.peer, error.code) for channel, error in ended]
 
+    def require(self, channel: Channel) -> None:
+        """Judge a kept connection anew at each request: `sweep` may not have come round yet.
+
+        Raises
+        ------
+        ProtocolError
+            Its certificate may not call any more (``certificate-not-allowed``, ``certificate-revoked``).
+        """
+        error = self._judge(channel)
+        if error is not None:
+            raise error
+
     def _judge(self, channel: Channel) -> ProtocolError | None:
         if channel.peer not in self._peers:
             return ProtocolError("the certificate is not on the list", code="certificate-not-allowed")

@@ -15,14 +15,14 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from dicom_node.core import pki
 from dicom_node.core.errors import IntegrityError
 
-from ..program import INPUT, ConvolutionLayer, DenseLayer, FlattenLayer, Program, ReluLayer
-from .dealer import Dealing, Deck, Fresh
-from .manifest import Signer
-from .messages import Message
-from .party0 import HospitalSession, Terms
-from .party1 import PartySession, Peers, PrivateModel
-from .plan import Plan
-from .session import Session
+from .program import INPUT, ConvolutionLayer, DenseLayer, FlattenLayer, Program, ReluLayer
+from .protocol.dealer import Dealing, Deck, Fresh
+from .protocol.manifest import Signer
+from .protocol.messages import Message
+from .protocol.party0 import HospitalSession, Terms
+from .protocol.party1 import PartySession, Peers, PrivateModel
+from .protocol.plan import Plan
+from .protocol.session import Session
 
 #: Names of nobody: what is computed here is not secret.
 HOSPITAL, PARTY, MODEL = bytes(32), bytes([1]) * 32, bytes([2]) * 32

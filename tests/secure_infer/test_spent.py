@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dicom_node.core.errors import ProtocolError, Unavailable
-from secure_infer.protocol.ledger import Allowance, SpentLedger
+from secure_infer.spent import Allowance, SpentLedger
 
 ONE, TWO, PEER, OTHER = b"1" * 16, b"2" * 16, b"p" * 32, b"o" * 32
 
@@ -34,7 +34,7 @@ def test_a_bundle_is_spent_once_even_after_a_restart(tmp_path):
 
 def test_a_mark_survives_the_kill_of_the_process_that_made_it(tmp_path):
     program = (
-        "import os, signal, sys; from pathlib import Path; from secure_infer.protocol.ledger import SpentLedger\n"
+        "import os, signal, sys; from pathlib import Path; from secure_infer.spent import SpentLedger\n"
         "SpentLedger(Path(sys.argv[1])).spend(b'1' * 16, b'p' * 32, 0.0); os.kill(os.getpid(), signal.SIGKILL)"
     )
     ended = subprocess.run([sys.executable, "-c", program, str(tmp_path / "spent.sqlite3")], check=False)

@@ -15,9 +15,9 @@ from dicom_node.core.credentials import Credentials
 from dicom_node.core.errors import ProtocolError, Unavailable, VeilRayError
 from dicom_node.core.pki import Authority
 from dicom_node.core.settings import EndpointSettings, TlsSettings
-from secure_infer.protocol.channel import LENGTH, Channel
 from secure_infer.protocol.messages import Failure, Open, Output, Ready
-from secure_infer.protocol.server import Limits, Server
+from secure_infer.transport.channel import LENGTH, Channel
+from secure_infer.transport.server import Limits, Server
 
 ASK = Open(b"B" * 16, b"m" * 32, bytes(32), 0)
 ANSWER = Ready(b"B" * 16, 60, bytes(100))

@@ -16,8 +16,8 @@ from dicom_node.core.credentials import Credentials
 from dicom_node.core.errors import VeilRayError
 from dicom_node.core.settings import Port
 
+from ..transport.server import Server
 from .metrics import LOOPBACK, Metrics
-from .protocol.server import Server
 from .reload import Reloadable, Reloader
 from .trail import Trail
 

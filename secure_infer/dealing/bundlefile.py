@@ -19,10 +19,10 @@ from dicom_node.core import failpoint
 from dicom_node.core.errors import ProtocolError
 from dicom_node.durable import TemporaryFile, disk_error, sync_folder
 
-from .protocol.dealer import Dealt
-from .protocol.manifest import Manifest, verified
-from .protocol.messages import Vector
-from .protocol.seal import SEALED_BYTES
+from ..protocol.dealer import Dealt
+from ..protocol.manifest import Manifest, verified
+from ..protocol.messages import Vector
+from ..protocol.seal import SEALED_BYTES
 
 END: Final = struct.Struct(">I8s")
 MAGIC: Final = b"VRBUNDLE"

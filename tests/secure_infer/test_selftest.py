@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dicom_node.core.errors import IntegrityError
-from secure_infer.protocol import kernels, selftest
+from secure_infer import selftest
+from secure_infer.protocol import kernels
 
 
 @pytest.mark.parametrize("bits", [64, 32])

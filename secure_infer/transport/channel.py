@@ -15,7 +15,7 @@ from dicom_node.core import tls
 from dicom_node.core.errors import ProtocolError, Unavailable, VeilRayError
 from dicom_node.core.settings import EndpointSettings
 
-from .messages import Failure, Message, decode, room
+from ..protocol.messages import Failure, Message, decode, room
 
 LENGTH = struct.Struct(">I")
 #: Frames up to this length go out with their length in one write.

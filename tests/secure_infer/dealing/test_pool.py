@@ -18,15 +18,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from dicom_node.core.errors import ConfigError, Unavailable
 from dicom_node.core.pki import self_signed
-from secure_infer import pool as pools
-from secure_infer.bundlefile import SUFFIX
-from secure_infer.pool import LARGEST_ORDERS, Limits, Pool
+from secure_infer.dealing import pool as pools
+from secure_infer.dealing.bundlefile import SUFFIX
+from secure_infer.dealing.pool import LARGEST_ORDERS, Limits, Pool
 from secure_infer.protocol.dealer import Dealing, Order
 from secure_infer.protocol.manifest import Signer, hashed, verified
 from secure_infer.protocol.plan import Plan
 from secure_infer.protocol.prg import bundle_name, material_key
 from secure_infer.protocol.seal import unseal
-from tests.secure_infer.dealing import HOSPITAL, MASTER, PARTY, SEALING_KEY, SIGNER, dealing, order
+from tests.secure_infer.small_dealer import HOSPITAL, MASTER, PARTY, SEALING_KEY, SIGNER, dealing, order
 from tests.secure_infer.small_model import weights_of
 from tests.secure_infer.small_network import Trio, every_kind
 

@@ -12,8 +12,8 @@ from typing import Final
 from dicom_node.core.errors import Unavailable
 from dicom_node.core.settings import EndpointSettings
 
-from .protocol.channel import Channel
-from .protocol.messages import Message
+from ..protocol.messages import Message
+from .channel import Channel
 
 #: Kept open at most; more are closed after use.
 LARGEST_IDLE: Final = 8

@@ -33,11 +33,11 @@ from dicom_node.core import logs
 from dicom_node.core.errors import ConfigError, ProtocolError
 from dicom_node.durable import TemporaryFile, disk_error, sync_folder
 
+from ..protocol.dealer import Dealing, Dealt, Order
+from ..protocol.messages import Vector
+from ..protocol.plan import parse
+from ..protocol.prg import weight_mask_id
 from . import bundlefile
-from .protocol.dealer import Dealing, Dealt, Order
-from .protocol.messages import Vector
-from .protocol.plan import parse
-from .protocol.prg import weight_mask_id
 
 log = logs.get(__name__)
 #: Version, model, hospital, party, sealing key, dealer's certificate, weight mask; the program's JSON follows.

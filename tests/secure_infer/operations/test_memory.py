@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from secure_infer import memory
+from secure_infer.operations import memory
 
 PIECE, PIECES = 100_000, 500
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dicom_node.core.errors import ConfigError
 
-from ..program import (
+from .program import (
     INPUT,
     AdditionLayer,
     DenseLayer,
@@ -33,7 +33,7 @@ from ..program import (
     positions,
     sources,
 )
-from .plan import Plan
+from .protocol.plan import Plan
 
 
 @dataclass(frozen=True)

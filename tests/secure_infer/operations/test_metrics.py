@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from dicom_node.core.errors import ConfigError
-from secure_infer.metrics import LARGEST_CODES, Metrics
+from secure_infer.operations.metrics import LARGEST_CODES, Metrics
 
 PEER, OTHER = "a1" * 32, "b2" * 32
 

@@ -1,0 +1,1 @@
+"""What party and dealer offer those who run them: reloading, audit trail, metrics, and memory given back."""
