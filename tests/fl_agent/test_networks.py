@@ -1,4 +1,4 @@
-"""Each network takes steps of DP-SGD, and what they leave computes the same in the clear and under encryption."""
+"""Each network takes the steps of DP-SGD, with the patient as unit; `tests/system` evaluates what they leave."""
 
 from __future__ import annotations
 
@@ -9,42 +9,27 @@ from torch import nn
 
 from fl_agent.randomness import SecureSource
 from fl_agent.train import Recipe, descend, patient_rows
-from secure_infer.compile import compile_network
-from secure_infer.networks import SmallCNN, resnet18
-from tests.secure_infer.small_network import Trio
+from secure_infer.networks import SmallCNN, lite0_suffix, resnet18
 
-#: Name, module, and a shape of input that is small where the network takes any.
+
+def lite0() -> nn.Module:
+    """The last stages as they would be in the middle of training: no longer with a head of zeros."""
+    network = lite0_suffix("block14")
+    nn.init.normal_(network.dense.weight, std=0.05)
+    return network
+
+
+#: Module, and a shape of input that is small where the network takes any.
 NETWORKS = [
     pytest.param(SmallCNN, (1, 128, 128), id="small-cnn"),
-    pytest.param(lambda: resnet18(channels=1), (1, 64, 64), id="resnet18"),
+    pytest.param(lambda: resnet18(channels=1), (1, 32, 32), id="resnet18"),
+    pytest.param(lambda: resnet18(channels=1, pooling="max"), (1, 32, 32), id="resnet18-max"),
+    pytest.param(lite0, (192, 7, 7), id="efficientnet-lite0"),
 ]
 
 
 def films(shape: tuple[int, ...], count: int = 12, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(count, 1, *shape)).astype(np.float32)
-
-
-@pytest.mark.parametrize(("make", "shape"), NETWORKS)
-def test_a_network_trained_privately_gives_its_logits_under_encryption(make, shape) -> None:
-    torch.manual_seed(1)
-    network: nn.Module = make()
-    before = {name: one.detach().clone() for name, one in network.named_parameters()}
-    images, patients = films(shape), np.arange(12) // 2
-    recipe = Recipe(steps=3, sampling_rate=0.6, clip=0.5, learning_rate=0.05, momentum=0.9)
-    rows = patient_rows(images, patients % 3, patients)
-    averaged = descend(network, rows, recipe, 0.1, SecureSource(bytes(32)), at_once=6)
-    assert averaged.keys() == before.keys()
-    moved = {name: float((one - before[name]).abs().max()) for name, one in averaged.items()}
-    assert min(moved.values()) > 0, min(moved, key=moved.get)
-
-    network.load_state_dict(averaged)
-    network.eval()
-    compiled = compile_network(network, images[:3, 0].astype(np.float64))
-    trio = Trio(compiled.program, compiled.weights)
-    for image in films(shape, 2, seed=7)[:, 0]:
-        with torch.inference_mode():
-            expected = network(torch.from_numpy(image)[None])[0].numpy()
-        assert np.abs(trio.ask(image.astype(np.float64)).reshape(-1) - expected).max() < 1e-3
 
 
 @pytest.mark.parametrize(("make", "shape"), NETWORKS)
