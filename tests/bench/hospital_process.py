@@ -16,7 +16,7 @@ from dicom_node.core import logs
 from dicom_node.core.settings import InferenceSettings
 from secure_infer.card import ModelCard
 from secure_infer.dealt import DealtEngine
-from secure_infer.protocol.channel import Channel
+from secure_infer.transport.channel import Channel
 from tests.bench.children import Child, serve
 from tests.bench.inference import timed
 from tests.system.roles import Roles

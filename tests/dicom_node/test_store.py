@@ -22,7 +22,6 @@ from dicom_node.core.errors import IntegrityError, Refused, RejectedInstance, Un
 from dicom_node.durable import TemporaryFile
 from dicom_node.store import Recovery, Store
 from tests import raw_peer
-from tests.dicom_node.core.conftest import database, postgresql  # noqa: F401  (fixtures: both databases)
 from tests.raw_peer import DX, EXPLICIT, encode, image
 from tests.scp_process import ROOT, site
 
@@ -110,7 +109,7 @@ def test_an_image_that_moves_to_another_study_changes_both(store: Store, records
     assert [row.revision for row in rows(records, study)] == [2, 1]
 
 
-def test_both_databases_record_the_same(tmp_path: Path, database: Database) -> None:  # noqa: F811
+def test_both_databases_record_the_same(tmp_path: Path, database: Database) -> None:
     kept = Store(site(tmp_path), database)
     for content in (raw_peer.part10(image("one")[0]), changed("one"), raw_peer.part10(image("two")[0])):
         kept.add_file(content, "x")
