@@ -68,12 +68,16 @@ class Pseudonyms:
         return Subject("accession", self._key.pseudonym("accession", number.strip()))
 
     def of(self, images: list[Dataset]) -> tuple[Subject | None, Subject | None]:
-        """Return patient and accession number of a study's images; None where absent or where they disagree."""
+        """Return patient and accession number of a study's images; None where absent.
+
+        Images that disagree on either belong to nobody: an opt-out by the number that was passed over would be missed.
+        """
         identities = {(_text(one, "PatientID"), _text(one, "IssuerOfPatientID") or self._issuer) for one in images}
         numbers = {_text(one, "AccessionNumber") for one in images}
-        patient = identities.pop() if len(identities) == 1 else ("", "")
-        number = numbers.pop() if len(numbers) == 1 else ""
-        return self.patient(*patient) if patient[0] else None, self.accession(number) if number else None
+        if len(identities) != 1 or len(numbers) != 1:
+            return None, None
+        (identity,), (number,) = identities, numbers
+        return self.patient(*identity) if identity[0] else None, self.accession(number) if number else None
 
 
 def refresh(database: Database, store: Store, names: Pseudonyms, done: Callable[[int, int], None]) -> int:

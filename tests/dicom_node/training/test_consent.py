@@ -101,10 +101,10 @@ def test_a_study_that_changed_is_left_out_until_it_was_looked_at_again(hospital)
     assert agreed(hospital) == {1}
 
 
-@pytest.mark.parametrize("other", ["", "SOMEBODY-ELSE"])
-def test_a_study_of_no_patient_or_of_two_is_never_trained_with(hospital, other: str) -> None:
+@pytest.mark.parametrize("other", [{"PatientID": ""}, {"PatientID": "SOMEBODY-ELSE"}, {"AccessionNumber": "OTHER"}])
+def test_a_study_whose_images_disagree_on_whom_they_show_is_never_trained_with(hospital, other) -> None:
     image = hospital.take(1)
-    hospital.take(1, image=2, PatientID=other)
+    hospital.take(1, image=2, **other)
     hospital.refresh()
     decide(
         hospital,
