@@ -11,6 +11,9 @@ from fl_agent.randomness import SecureSource
 from fl_agent.train import Recipe, descend, patient_rows
 from secure_infer.networks import SmallCNN, lite0_suffix, resnet18
 
+#: Less than any gradient here.
+CLIP = 0.02
+
 
 def lite0() -> nn.Module:
     """The last stages as they would be in the middle of training: no longer with a head of zeros."""
@@ -45,9 +48,12 @@ def test_the_gradient_that_is_clipped_is_the_whole_patients(make, shape) -> None
         loss = nn.functional.cross_entropy(network(seen), torch.from_numpy(labels[patients == patient]))
         gradients = torch.autograd.grad(loss, list(network.parameters()))
         length = torch.stack([one.norm() for one in gradients]).norm()
+        assert float(length) > 2 * CLIP  # else nothing would tell a patient's clipped gradient from its images'
         for name, one in zip(wanted, gradients, strict=True):
-            wanted[name] += one * min(1.0, 0.3 / float(length)) / 2
-    recipe = Recipe(steps=1, sampling_rate=1.0, clip=0.3, learning_rate=1.0, momentum=0.0, averaged=1.0)
+            wanted[name] += one * min(1.0, CLIP / float(length)) / 2
+    recipe = Recipe(steps=1, sampling_rate=1.0, clip=CLIP, learning_rate=1.0, momentum=0.0, averaged=1.0)
     found = descend(network, patient_rows(images, labels, patients), recipe, 1e-9, SecureSource())
-    for name, one in wanted.items():
-        torch.testing.assert_close(start[name] - found[name], one, atol=2e-5, rtol=1e-3)
+    moved = torch.cat([(start[name] - found[name]).flatten() for name in wanted])
+    step = torch.cat([one.flatten() for one in wanted.values()])
+    # Of millions of small numbers: as one vector, or each would be within any tolerance by itself.
+    assert float((moved - step).norm()) < 0.01 * float(step.norm())
