@@ -24,6 +24,7 @@ from dicom_node.core.tls import Fingerprint
 from . import keyfile, selftest
 from .crypten_engine.dealer import TupleDealer
 from .dealing import pool
+from .operations import memory
 from .operations.operation import Operated, Operation
 from .protocol.dealer import Dealing, Deck
 from .protocol.manifest import Signer
@@ -215,6 +216,7 @@ def serve(config: Path) -> int:
         The settings file, `DealerSettings`.
     """
     stop = loops.stop_on_signals()
+    memory.keep()
     for ring_bits in selftest.SHIFTS:  # any program may be asked for
         selftest.run(ring_bits)
     dealer = Dealer(read(config, DealerSettings))

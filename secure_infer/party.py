@@ -320,6 +320,7 @@ def serve(config: Path) -> int:
         The settings file, `PartySettings`.
     """
     stop = loops.stop_on_signals()
+    memory.keep()
     party = Party(read(config, PartySettings))
     party.operation.start(config, party.server, party.take_up, count=len(party.models))
     status = loops.run({"operation": party.operation.run_once}, LOOK_EVERY_S, stop)

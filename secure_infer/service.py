@@ -12,6 +12,7 @@ from dicom_node.core.settings import Settings
 from dicom_node.store import Store
 
 from .engines import open_engine, site_card
+from .operations import memory
 from .public import public_part
 from .worker import Worker
 
@@ -27,6 +28,7 @@ def serve(settings: Settings) -> int:
         Settings, model or certificates cannot be used.
     """
     stop = loops.stop_on_signals()
+    memory.keep()
     torch.set_num_threads(settings.inference.threads)
     card = site_card(settings)
     database = Database(settings.database_url)

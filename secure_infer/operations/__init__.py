@@ -1,1 +1,1 @@
-"""What party and dealer offer those who run them: reloading, audit trail, metrics, and memory given back."""
+"""What party and dealer offer those who run them: reloading, audit trail, metrics, and how memory is held."""

@@ -16,6 +16,7 @@ from dicom_node.core import logs
 from dicom_node.core.settings import InferenceSettings
 from secure_infer.card import ModelCard
 from secure_infer.dealt import DealtEngine
+from secure_infer.operations import memory
 from secure_infer.transport.channel import Channel
 from tests.bench.children import Child, serve
 from tests.bench.inference import timed
@@ -42,6 +43,7 @@ def total(channel: Channel) -> int:
 
 def main(file: Path) -> None:
     logs.configure("hospital", "warning")
+    memory.keep()  # as a worker does
     given = json.loads(file.read_text())
     card = ModelCard.model_validate(given["card"])
     engine = DealtEngine(card, InferenceSettings.model_validate(given["inference"]), Path(given["state_dir"]))
