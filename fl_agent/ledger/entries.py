@@ -72,7 +72,7 @@ class Entry:
 
 
 def lock(connection: sa.Connection) -> None:
-    """Let one transaction at a time read the sum and add to it; SQLite's writers are alone anyway."""
+    """Let one transaction at a time use the ledger; SQLite's writers are alone, and its readers see one moment."""
     if connection.dialect.name == "postgresql":
         connection.execute(sa.text("SELECT pg_advisory_xact_lock(722167)"))
 

@@ -134,6 +134,7 @@ class Ledger:
     def entries(self) -> list[Entry]:
         """Read and check all reservations, oldest first; IntegrityError where a row was altered."""
         with self._database.read() as connection:
+            lock(connection)  # or a row could come between PostgreSQL's reads of the table and of its noted end
             return list(entries(connection).values())
 
     def _move(self, token: str, state: State, steps: int | None = None) -> None:

@@ -73,8 +73,11 @@ def test_two_processes_that_reserve_at_once_never_overspend(database: Database, 
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
+    ledger = Ledger(database, LIMITS)
+    while any(process.poll() is None for process in processes):
+        ledger.entries()  # whoever reads meanwhile sees a whole ledger, never one without its end
     taken = [int(said(process)) for process in processes]
-    entries = Ledger(database, LIMITS).entries()
+    entries = ledger.entries()
     assert sum(taken) == len(entries)
     used = [loss(one.terms) for one in entries]
     assert total(used).lifelong(LIMITS.delta) <= LIMITS.epsilon
