@@ -44,9 +44,8 @@ NOT_COVERED = (
     "choice tells. The figures are plain statistics of the test patients, who are in no other split."
 )
 NOT_COVERED_DEEP = (
-    "The recipe (steps, sampling rate, clip, learning rate) was set after a few trial runs on the training and "
-    "validation patients; epsilon does not cover what that choice tells. Bounds and limits in the card come from drawn "
-    "phantoms and noise, not from patients. The figures are plain statistics of the test patients, who are in no other "
+    "The recipe (steps, sampling rate, clip, learning rate) is a default that was tuned on nobody's images. Bounds and "
+    "limits in the card come from drawn phantoms and noise, not from patients. The figures are plain statistics of the test patients, who are in no other "
     "split."
 )
 FIGURES = (

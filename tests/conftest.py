@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -12,12 +13,24 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+import structlog
 
 from dicom_node.core.database import Database
 
 ROOT = Path(__file__).resolve().parent.parent
 
 DATA = Path(os.environ.get("PNEUMONIA_DATA", ROOT.parent / "shared" / "data"))
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_they_were() -> Iterator[None]:
+    """Undo what a command that ran inside a test did to logging: the stream it wrote to is closed by the next test."""
+    configuration, handlers, level = structlog.get_config(), logging.root.handlers[:], logging.root.level
+    yield
+    structlog.configure(**configuration)
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+    logging.captureWarnings(False)
 
 
 @pytest.fixture(scope="session")
