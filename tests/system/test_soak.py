@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import socket
 
@@ -32,7 +33,10 @@ def test_what_is_kept_for_each_query_is_seen(what):
     kept: list[object] = []
 
     def keep(_: int) -> None:
-        kept.append(np.ones(60 << 7) if what == "memory" else socket.socket())
+        # Pages of its own: a large process would serve an array from memory that it has freed.
+        kept.append(mmap.mmap(-1, 60 << 10) if what == "memory" else socket.socket())
+        if isinstance(kept[-1], mmap.mmap):
+            kept[-1].write(bytes(60 << 10))
 
     found = run({"this": os.getpid()}, keep, 150)
     for one in kept:
