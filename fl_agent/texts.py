@@ -45,8 +45,8 @@ NOT_COVERED = (
 )
 NOT_COVERED_DEEP = (
     "The recipe (steps, sampling rate, clip, learning rate) is a default that was tuned on nobody's images. Bounds and "
-    "limits in the card come from drawn phantoms and noise, not from patients. The figures are plain statistics of the test patients, who are in no other "
-    "split."
+    "limits in the card come from drawn phantoms and noise, not from patients. The figures are plain statistics of the "
+    "test patients, who are in no other split."
 )
 FIGURES = (
     "Evaluated once, on the test split without its exact duplicates, after everything was fixed; 95 % intervals by "

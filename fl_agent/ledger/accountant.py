@@ -107,4 +107,5 @@ def total(losses: Iterable[Loss]) -> Loss:
 @cache
 def _gaussian(sampling_rate: float, noise_multiplier: float) -> NDArray[np.float64]:
     found = np.array([renyi(order, sampling_rate, noise_multiplier) for order in ORDERS])
-    return np.maximum(found, 0.0)  # rounding of sums near 1 must not give budget back
+    bounded: NDArray[np.float64] = np.maximum(found, 0.0)  # rounding of sums near 1 must not give budget back
+    return bounded
