@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from dicom_node.core.errors import ConfigError, ProtocolError, Refused, Unavailable, VeilRayError
 from secure_infer.clear import PlaintextEngine
 from secure_infer.protocol.messages import Covered, Masked
+from secure_infer.protocol.plan import Plan
 from tests.secure_infer.small_model import publish, weights_of
 from tests.secure_infer.small_network import Builder, every_kind
 from tests.system.roles import Roles
@@ -62,7 +63,8 @@ def test_random_networks_give_the_answer_in_the_clear(roles):
         found = engine.infer(image(seed, made)).logits
         engine.close()
         expected = PlaintextEngine(made, weights).infer(image(seed, made)).logits
-        assert np.abs(found - expected).max() < (1e-3 if bits == 64 else 0.3)
+        unit = 2.0 ** -Plan(made).fractions[made.output]  # an output that was rounded is off by less than one of these
+        assert np.abs(found - expected).max() < (1e-3 if bits == 64 else 0.3) + unit
 
     check()
     assert drawn
