@@ -1,0 +1,1 @@
+"""What a training run did, for people: `record` (what the coordinator writes down, round by round)."""
