@@ -20,9 +20,12 @@ from secure_infer.networks import ARCHITECTURES
 from .ledger.cli import budget
 from .order import HEAD, Order
 from .produce import produce
+from .runreport.cli import progress, report
 
 app = cli.new_app("Train pneumonia models with differential privacy.")
 app.command()(budget)
+app.command()(progress)
+app.command()(report)
 
 
 @app.command()

@@ -35,6 +35,7 @@ DOORS = {
     "prometheus_client": ("secure_infer.operations.metrics",),
     "alembic": ("dicom_node.core",),
     "numba": ("secure_infer.protocol.kernels",),
+    "matplotlib": ("fl_agent.runreport.charts",),
     "gdcm": ("dicom_node.pixels",),
 }
 FORBIDDEN = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
