@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +23,13 @@ from torch.nn import functional
 
 from dicom_node.core.errors import ConfigError
 
+from .ghost import LinearGradients, linear_head
 from .randomness import SecureSource
 
 #: Images whose gradients are held at once; clipping is per patient, so this changes memory and never the result.
 AT_ONCE = 2048
+#: Of each patient, whether it takes part in a step.
+Drawn = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,14 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
             parameter.grad = (summed.double() + noise).to(summed.dtype).view_as(parameter)
             summed._processed = True
 
+    def step_on(self, summed: Tensor) -> None:
+        """Noise a sum of clipped gradients of the only parameter and take the step."""
+        (parameter,) = self.params
+        parameter.summed_grad = summed
+        self.add_noise()
+        parameter.grad /= self.expected_batch_size
+        self.original_optimizer.step()
+
 
 def patient_rows(inputs: NDArray[Any], labels: NDArray[np.int64], patients: NDArray[np.int64]) -> Rows:
     """Gather images into one row for each patient.
@@ -194,6 +206,42 @@ def _patient_gradients(
         parameter.grad_sample = summed.index_add_(0, owner, parameter.grad_sample)
 
 
+@contextmanager
+def _in_closed_form(module: nn.Module, rows: Rows, optimizer: SecureDPOptimizer) -> Iterator[Callable[[Drawn], None]]:
+    """Give what takes one noised step of a linear head; see `LinearGradients`."""
+    (weight,) = module.parameters()
+    gradients = LinearGradients(rows.inputs, rows.labels, rows.patients, rows.weights, len(weight))
+
+    def step_on(drawn: Drawn) -> None:
+        optimizer.step_on(gradients.clipped_sum(weight.detach(), optimizer.max_grad_norm, torch.from_numpy(drawn)))
+
+    yield step_on
+
+
+@contextmanager
+def _by_samples(
+    module: nn.Module,
+    rows: Rows,
+    optimizer: SecureDPOptimizer,
+    prepare: Callable[[Tensor], Tensor],
+    at_once: int,
+) -> Iterator[Callable[[Drawn], None]]:
+    """Give what takes one noised step of any module, from a gradient for each image."""
+    wrapped = GradSampleModule(module, loss_reduction="sum")
+
+    def step_on(drawn: Drawn) -> None:
+        batches = list(rows.batches(drawn, at_once))
+        for place, index in enumerate(batches):
+            optimizer.zero_grad()
+            _patient_gradients(wrapped, rows, index, prepare)
+            # Clipped sums add up over the batches; noise comes once, with the last, also where no patient was drawn.
+            optimizer.signal_skip_step(do_skip=place < len(batches) - 1)
+            optimizer.step()
+
+    yield step_on
+    wrapped.remove_hooks()
+
+
 def descend(
     module: nn.Module,
     rows: Rows,
@@ -202,7 +250,7 @@ def descend(
     source: SecureSource,
     done: Callable[[int, int], None] = lambda step, steps: None,
     *,
-    prepare: Callable[[Tensor], Tensor] = lambda inputs: inputs,
+    prepare: Callable[[Tensor], Tensor] | None = None,
     at_once: int = AT_ONCE,
 ) -> dict[str, Tensor]:
     """Minimise the mean loss over patients by DP-SGD and return the averaged parameters.
@@ -221,7 +269,7 @@ def descend(
     done : callable
         Called with (steps done, of all).
     prepare : callable
-        From some of `rows.inputs` to what the module takes, image by image.
+        From some of `rows.inputs` to what the module takes, image by image; None where they are that.
     at_once : int
         Images whose gradients are held at once: each takes as much memory as the module.
 
@@ -236,9 +284,8 @@ def descend(
         See `require_private`.
     """
     require_private(module)
-    wrapped = GradSampleModule(module.train(), loss_reduction="sum")
     optimizer = SecureDPOptimizer(
-        torch.optim.SGD(wrapped.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum),
+        torch.optim.SGD(module.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum),
         source,
         noise_multiplier=noise_multiplier,
         max_grad_norm=recipe.clip,
@@ -249,20 +296,17 @@ def descend(
     first = recipe.steps - max(1, round(recipe.averaged * recipe.steps))
     trained = {name: one for name, one in module.named_parameters() if one.requires_grad}
     total = {name: torch.zeros_like(one, dtype=torch.float64) for name, one in trained.items()}
-    for step in range(recipe.steps):
-        drawn = source.coins(rows.count, recipe.sampling_rate)
-        batches = list(rows.batches(drawn, at_once))
-        for place, index in enumerate(batches):
-            optimizer.zero_grad()
-            _patient_gradients(wrapped, rows, index, prepare)
-            # Clipped sums add up over the batches; noise comes once, with the last, also where no patient was drawn.
-            optimizer.signal_skip_step(do_skip=place < len(batches) - 1)
-            optimizer.step()
-        if step >= first:
-            for name, one in trained.items():
-                total[name] += one.detach()
-        done(step + 1, recipe.steps)
-    wrapped.remove_hooks()
+    if prepare is None and linear_head(module, rows.inputs):
+        way = _in_closed_form(module, rows, optimizer)
+    else:
+        way = _by_samples(module.train(), rows, optimizer, prepare or (lambda inputs: inputs), at_once)
+    with way as step_on:
+        for step in range(recipe.steps):
+            step_on(source.coins(rows.count, recipe.sampling_rate))
+            if step >= first:
+                for name, one in trained.items():
+                    total[name] += one.detach()
+            done(step + 1, recipe.steps)
     return {name: (one / (recipe.steps - first)).float() for name, one in total.items()}
 
 

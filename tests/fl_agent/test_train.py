@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -30,8 +31,12 @@ def some_patients(seed: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return images.astype(np.float32), labels, patients
 
 
-@pytest.mark.parametrize("at_once", [2048, 20])
-def test_a_step_sums_each_patients_clipped_mean_gradient(at_once: int) -> None:
+@pytest.mark.parametrize(("wrap", "at_once"), [(False, 2048), (True, 2048), (True, 20)])
+@pytest.mark.parametrize("rate", [1.0, 0.5])
+def test_a_step_sums_each_patients_clipped_mean_gradient(wrap: bool, at_once: int, rate: float) -> None:
+    """A bare linear layer goes by the closed form; the same in another module by a gradient for each image."""
+    recipe, key = replace(FULL, sampling_rate=rate), bytes(range(32))
+    drawn = SecureSource(key).coins(40, rate)
     images, labels, patients = some_patients()
     start = torch.randn(3, 5, generator=torch.Generator().manual_seed(3))
     total, clipped = torch.zeros(3, 5), 0
@@ -41,23 +46,26 @@ def test_a_step_sums_each_patients_clipped_mean_gradient(at_once: int) -> None:
         targets = torch.full((len(seen),), patient % 3)
         (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(seen @ weight.T, targets), weight)
         clipped += int(gradient.norm() > FULL.clip)
-        total += gradient * min(1.0, FULL.clip / float(gradient.norm()))
+        total += float(drawn[patient]) * gradient * min(1.0, FULL.clip / float(gradient.norm()))
     assert 5 < clipped < 35
 
     module = nn.Linear(5, 3, bias=False)
     with torch.no_grad():
         module.weight.copy_(start)
     rows = patient_rows(images, labels, patients)
-    found = descend(module, rows, FULL, 1e-9, SecureSource(), at_once=at_once)["weight"]
-    torch.testing.assert_close(start - found, total / 40, atol=1e-5, rtol=1e-4)
+    trained = nn.Sequential(module) if wrap else module
+    (found,) = descend(trained, rows, recipe, 1e-9, SecureSource(key), at_once=at_once).values()
+    torch.testing.assert_close(start - found, total / (40 * rate), atol=1e-5, rtol=1e-4)
 
 
-def test_noise_is_added_once_for_each_step_with_the_stated_deviation() -> None:
+@pytest.mark.parametrize("wrap", [False, True])
+def test_noise_is_added_once_for_each_step_with_the_stated_deviation(wrap: bool) -> None:
     labels, patients = np.zeros(40, dtype=np.int64), np.arange(40)
     rows = patient_rows(np.zeros((40, 1, 8000), dtype=np.float32), labels, patients)
     module = nn.Linear(8000, 3, bias=False)
     nn.init.zeros_(module.weight)
-    found = descend(module, rows, FULL, 5.0, SecureSource(), at_once=10)["weight"]  # four batches, one noise
+    trained = nn.Sequential(module) if wrap else module
+    (found,) = descend(trained, rows, FULL, 5.0, SecureSource(), at_once=10).values()  # four batches, one noise
     found = found.double() * 40  # the gradient of a black image is 0
     assert float(found.std()) == pytest.approx(5.0 * FULL.clip, rel=0.03)
     assert float(found.mean()) == pytest.approx(0.0, abs=5 * 5.0 * FULL.clip / math.sqrt(24000))
