@@ -72,7 +72,7 @@ def noise_for(target: float, delta: float, mechanism: Mechanism, beside: Sequenc
     target, delta : float
         The budget.
     mechanism : Mechanism
-        Its noise multiplier is not read.
+        Its noise multiplier is not read. Where it does not tell its patients, each site's ledger judges delta.
     beside : sequence of Mechanism
         What else runs on the same partition.
 
@@ -81,7 +81,7 @@ def noise_for(target: float, delta: float, mechanism: Mechanism, beside: Sequenc
     ConfigError
         Delta is so large that publishing one patient whole would satisfy it, or the budget cannot be met.
     """
-    if delta >= 1 / mechanism.patients:
+    if mechanism.patients is not None and delta >= 1 / mechanism.patients:
         raise ConfigError(f"delta must be below 1 / {mechanism.patients} patients", code="delta")
 
     def within(multiplier: float) -> bool:

@@ -112,8 +112,8 @@ def list_models(folder: FolderOption = None, config: cli.ConfigOption = cli.DEFA
         except IntegrityError as error:
             table.add_row(version, "", f"[bold red]{error.code}[/]")
             continue
-        figures = [card.figure(name) for name in ("auc_pneumonia", "auc_bacterial_viral")]
-        ranges = [f"{one.value:.3f} ({one.low:.3f} to {one.high:.3f})" for one in figures]
+        figures = {one.name: f"{one.value:.3f} ({one.low:.3f} to {one.high:.3f})" for one in card.figures}
+        ranges = [figures.get(name, "not measured") for name in ("auc_pneumonia", "auc_bacterial_viral")]
         table.add_row(version, "yes" if store.is_active(version) else "", "yes", f"{card.privacy.epsilon:g}", *ranges)
     out.print(table)
 

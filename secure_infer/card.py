@@ -86,7 +86,9 @@ class Mechanism(Part):
     name: str = Field(description="what it computed")
     partition: str = Field(description="the set of patients it saw; different partitions share no patient")
     kind: Literal["DP-SGD", "Gaussian"] = Field(description="Poisson-subsampled clipped gradients, or one release")
-    patients: int = Field(ge=1, description="patients in the partition")
+    patients: int | None = Field(
+        default=None, ge=1, description="patients in the partition; not told where hospitals count them for themselves"
+    )
     sampling_rate: float = Field(gt=0, le=1, description="probability q that a patient takes part in a step")
     noise_multiplier: float = Field(gt=0, description="standard deviation of the noise over the clipping norm")
     clip: float = Field(gt=0, description="largest Euclidean norm of one patient's contribution")
@@ -98,7 +100,9 @@ class Distributed(Part):
 
     name: str = Field(description="what it computes")
     kind: Literal["distributed discrete Gaussian"] = "distributed discrete Gaussian"
-    patients: int = Field(ge=1, description="this site's patients in the set")
+    patients: int | None = Field(
+        default=None, ge=1, description="this site's patients in the set, for its ledger; a card never tells"
+    )
     sampling_rate: float = Field(gt=0, le=1, description="probability q that a patient takes part in a step")
     steps: int = Field(ge=1, description="number of secure sums")
     variance: int = Field(ge=1, description="of each hospital's draw, in steps of the ring squared")
@@ -112,7 +116,9 @@ class Bound(Part):
 
     name: str = Field(description="what it computes")
     kind: Literal["bound"] = "bound"
-    patients: int = Field(ge=1, description="this site's patients in the set")
+    patients: int | None = Field(
+        default=None, ge=1, description="this site's patients in the set, for its ledger; a card never tells"
+    )
     epsilon: float = Field(gt=0, description="epsilon of one release")
     delta: float = Field(default=0.0, ge=0, lt=1, description="delta of one release")
     steps: int = Field(default=1, ge=1, description="number of releases")
@@ -122,13 +128,26 @@ class Privacy(Part):
     """What the training cost its patients (Dwork & Roth 2014; DP-SGD of Abadi et al. 2016, arXiv 1607.00133)."""
 
     epsilon: float = Field(gt=0, description="epsilon of the whole model, upper bound, rounded up")
-    delta: float = Field(gt=0, lt=1, description="delta")
+    epsilon_alone: float | None = Field(
+        default=None, gt=0, description="epsilon of a hospital's patients if all others and the coordinator collude"
+    )
+    delta: float = Field(gt=0, lt=1, description="delta of both")
     unit: Literal["patient"] = Field(description="two data sets are neighbours when they differ in one such unit")
     adjacency: Literal["add or remove one"] = Field(description="neighbouring relation")
     accountant: str = Field(description="how epsilon follows from the mechanisms")
     noise: str = Field(description="where the noise comes from")
-    mechanisms: tuple[Mechanism, ...] = Field(min_length=1, description="all computations that saw private data")
+    mechanisms: tuple[Annotated[Mechanism | Distributed | Bound, Field(discriminator="kind")], ...] = Field(
+        min_length=1, description="all computations that saw private data"
+    )
     not_covered: str = Field(description="what was learned from the data outside the mechanisms")
+
+    @model_validator(mode="after")
+    def _hides_single_hospitals(self) -> Self:
+        if any(not isinstance(one, Mechanism) and one.patients is not None for one in self.mechanisms):
+            raise ValueError("how many patients one hospital has does not belong into a card")
+        if self.epsilon_alone is not None and self.epsilon_alone < self.epsilon:
+            raise ValueError("one hospital's noise alone cannot hide more than that of all")
+        return self
 
 
 class Figure(Part):

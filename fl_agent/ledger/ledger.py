@@ -66,13 +66,15 @@ class Ledger:
         Refused
             The site's limit would be exceeded (``privacy-budget``); nothing is taken.
         ConfigError
-            Delta is so large that publishing one patient whole would satisfy it (``delta``), or a name has an
-            impossible length (``ledger-name``).
+            Delta is so large that publishing one patient whole would satisfy it, or nobody says how many patients there
+            are (``delta``), or a name has an impossible length (``ledger-name``).
         IntegrityError
             The ledger was altered.
         """
         if not all(1 <= len(name) <= LONGEST for name in (run, model, patient_set)):
             raise ConfigError(f"run, model and patient set have names of 1 to {LONGEST} characters", code="ledger-name")
+        if terms.patients is None:
+            raise ConfigError("a reservation must say how many patients the set has", code="delta")
         if self.limits.delta * terms.patients >= 1:
             raise ConfigError(
                 f"training.privacy.delta must be below 1 / {terms.patients} patients: lower it", code="delta"

@@ -12,8 +12,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+import secure_infer.__main__ as program
 from dicom_node.core.errors import ConfigError, IntegrityError
+from secure_infer.card import Bound, Distributed, Mechanism, ModelCard
 from secure_infer.models import SHIPPED, ModelStore, encode_weights, public_hex, shipped_publisher, signing_key
 from tests.secure_infer.small_model import PUBLISHER, PUBLISHER_HEX, card_of, head, publish, weights_of
 
@@ -128,6 +131,38 @@ def test_weights_that_do_not_fit_the_card_are_not_published(tmp_path: Path) -> N
     assert ModelStore(tmp_path).versions() == ()
 
 
+SUMMED = {
+    "name": "head", "kind": "distributed discrete Gaussian", "sampling_rate": 0.1, "steps": 100, "variance": 10**6,
+    "honest": 3, "dimension": 40, "sensitivity_squared": 10**6,
+}  # fmt: skip
+
+
+def federated(root: Path, *mechanisms: dict[str, object], **privacy: object) -> ModelStore:
+    encoded = encode_weights(weights_of(MADE))
+    written = card_of(MADE, encoded).model_dump(mode="json")
+    written["privacy"] |= {"mechanisms": [*written["privacy"]["mechanisms"], *mechanisms], **privacy}
+    store = ModelStore(root, [PUBLISHER_HEX])
+    store.publish(ModelCard.model_validate(written), encoded, PUBLISHER)
+    return store
+
+
+def test_the_card_of_many_hospitals_tells_their_summed_noise_and_both_epsilons(tmp_path: Path) -> None:
+    bound = {"name": "mean", "kind": "bound", "epsilon": 0.1, "delta": 0.0, "steps": 1}
+    found = federated(tmp_path, SUMMED, bound, epsilon_alone=2.5).card("1").privacy
+    assert [type(one) for one in found.mechanisms] == [Mechanism, Distributed, Bound]
+    assert (found.epsilon, found.epsilon_alone) == (1, 2.5)
+    assert '"honest": 3' in (tmp_path / "1" / "card.json").read_text()
+
+
+def test_a_card_tells_no_hospitals_number_of_patients_and_no_impossible_epsilon(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="does not belong into a card"):
+        federated(tmp_path, {**SUMMED, "patients": 412})
+    with pytest.raises(ValidationError, match="cannot hide more"):
+        federated(tmp_path, SUMMED, epsilon_alone=0.5)
+    with pytest.raises(ValidationError, match="kind"):
+        federated(tmp_path, {**SUMMED, "kind": "trust us"})
+
+
 def test_a_version_never_changes(store: ModelStore, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="never changes"):
         publish(tmp_path, MADE, seed=2)
@@ -198,3 +233,17 @@ def test_no_private_key_lies_beside_the_shipped_model() -> None:
     for path in SHIPPED.rglob("*"):
         assert path.is_dir() or b"PRIVATE" not in path.read_bytes()
         assert path.name in {"publisher", "card.json", "signature", "weights.safetensors"} or path.is_dir()
+
+
+def test_the_list_of_models_shows_what_was_not_measured_and_who_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(SHIPPED, tmp_path, dirs_exist_ok=True)
+    publish(tmp_path, MADE, version="2")
+    monkeypatch.setenv("COLUMNS", "160")
+    for key, said in ((PUBLISHER_HEX, "not measured"), ("0" * 64, "unknown-publisher")):
+        monkeypatch.setattr(program, "_store", lambda *_, trusted=key: ModelStore(tmp_path, [trusted]))
+        with program.out.capture() as shown:
+            program.list_models()
+        assert said in shown.get()
+        assert "0.958" in shown.get()

@@ -125,6 +125,11 @@ def test_a_bound_that_eats_the_whole_delta_is_refused(ledger: Ledger) -> None:
         ledger.reserve(Bound(name="x", patients=10, epsilon=0.1, delta=1e-5), run="r", model="m")
 
 
+def test_a_reservation_for_an_unknown_number_of_patients_is_named(ledger: Ledger) -> None:
+    with pytest.raises(ConfigError, match="how many patients"):
+        ledger.reserve(Bound(name="x", epsilon=0.1), run="r", model="m")
+
+
 def test_a_delta_that_would_allow_to_publish_a_patient_is_named(ledger: Ledger) -> None:
     with pytest.raises(ConfigError) as raised:
         ledger.reserve(training(patients=100_000), run="r", model="m")
