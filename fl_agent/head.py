@@ -111,19 +111,67 @@ def train_head(
     mean = release_of("mean feature", "training patients", films.count, MEAN_NOISE)
     descent = noise_for(*budget, descent_of("head", "training patients", films.count, recipe), [mean])
 
-    per_patient = np.zeros((films.count, pooled.shape[2]))
-    np.add.at(per_patient, films.patients, pooled.mean(1))
-    per_patient /= np.bincount(films.patients)[:, None]
-    centre = release_mean(per_patient, mean.clip, mean.noise_multiplier, source)
-    # All vectors have length about 1, so what remains round the mean has mean square 1 - |mean|^2: no new look needed.
-    spread = math.sqrt(max(1.0 - float(centre @ centre), 0.05))
-    inputs = np.empty((*pooled.shape[:2], pooled.shape[2] + 1), dtype=np.float32)
-    inputs[..., :-1] = (pooled - centre) / spread
-    inputs[..., -1] = BIAS_INPUT
-    module = nn.Linear(inputs.shape[2], len(CLASSES), bias=False)
-    nn.init.zeros_(module.weight)
-    rows = patient_rows(inputs, films.labels, films.patients)
+    centre = release_mean(patient_means(pooled, films.patients), mean.clip, mean.noise_multiplier, source)
+    module = linear_head(pooled.shape[2])
+    rows = patient_rows(centred(pooled, centre), films.labels, films.patients)
     found = descend(module, rows, recipe, descent.noise_multiplier, source, lambda step, of: progress("head", step, of))
-    learned = found["weight"].double().numpy()
-    weight = learned[:, :-1] / spread
-    return {"head.weight": weight, "head.bias": learned[:, -1] * BIAS_INPUT - weight @ centre}, (mean, descent)
+    return folded(found["weight"].double().numpy(), centre), (mean, descent)
+
+
+def patient_means(pooled: NDArray[np.float32], patients: NDArray[np.int64]) -> Array:
+    """Average the features of each patient's images and views, shape (patients, channels).
+
+    Parameters
+    ----------
+    pooled : ndarray of float32, shape (images, views, channels)
+    patients : ndarray of int, shape (images,)
+        From 0 without gaps.
+    """
+    counts = np.bincount(patients)
+    means = np.zeros((len(counts), pooled.shape[2]))
+    np.add.at(means, patients, pooled.mean(1))
+    means /= counts[:, None]
+    return means
+
+
+def linear_head(channels: int) -> nn.Linear:
+    """Make a head that knows nothing yet, for what `centred` gives."""
+    module = nn.Linear(channels + 1, len(CLASSES), bias=False)
+    nn.init.zeros_(module.weight)
+    return module
+
+
+def centred(pooled: NDArray[np.float32], centre: Array) -> NDArray[np.float32]:
+    """Centre and scale features for the descent and append the constant that stands for the bias.
+
+    Parameters
+    ----------
+    pooled : ndarray of float32, shape (images, views, channels)
+    centre : ndarray of float64, shape (channels,)
+
+    Returns
+    -------
+    ndarray of float32, shape (images, views, channels + 1)
+    """
+    inputs = np.empty((*pooled.shape[:2], pooled.shape[2] + 1), dtype=np.float32)
+    inputs[..., :-1] = (pooled - centre) / _spread(centre)
+    inputs[..., -1] = BIAS_INPUT
+    return inputs
+
+
+def folded(learned: Array, centre: Array) -> Weights:
+    """Fold centring and scaling into `head.weight` and `head.bias`, for features as they are.
+
+    Parameters
+    ----------
+    learned : ndarray of float64, shape (3, channels + 1)
+        Of a head on what `centred` gives.
+    centre : ndarray of float64, shape (channels,)
+    """
+    weight = learned[:, :-1] / _spread(centre)
+    return {"head.weight": weight, "head.bias": learned[:, -1] * BIAS_INPUT - weight @ centre}
+
+
+def _spread(centre: Array) -> float:
+    # All vectors have length about 1, so what remains round the mean has mean square 1 - |mean|^2: no new look needed.
+    return math.sqrt(max(1.0 - float(centre @ centre), 0.05))

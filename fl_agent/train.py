@@ -242,6 +242,46 @@ def _by_samples(
     wrapped.remove_hooks()
 
 
+def patient_gradients(
+    module: nn.Module,
+    rows: Rows,
+    drawn: NDArray[np.bool_],
+    *,
+    prepare: Callable[[Tensor], Tensor] = lambda inputs: inputs,
+    at_once: int = AT_ONCE,
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """Yield the gradients of some patients' losses, before any clipping or noise: they stay where the data are.
+
+    Parameters
+    ----------
+    module, rows, prepare, at_once
+        As for `descend`; the module is not changed.
+    drawn : ndarray of bool, shape (patients,)
+
+    Yields
+    ------
+    numbers : ndarray of int64, shape (patients of the batch,)
+    gradients : ndarray of float32, shape (patients of the batch, dimension)
+        All trainable parameters, flat and one behind the other.
+
+    Raises
+    ------
+    ConfigError
+        See `require_private`.
+    """
+    require_private(module)
+    wrapped = GradSampleModule(module.train(), loss_reduction="sum")
+    try:
+        for index in rows.batches(drawn, at_once):
+            wrapped.zero_grad()
+            _patient_gradients(wrapped, rows, index, prepare)
+            flat = [one.grad_sample.flatten(1) for one in wrapped.parameters() if one.requires_grad]
+            numbers = torch.unique_consecutive(rows.patients[index])
+            yield numbers.numpy(), torch.cat(flat, dim=1).detach().numpy()
+    finally:
+        wrapped.remove_hooks()
+
+
 def descend(
     module: nn.Module,
     rows: Rows,
@@ -252,6 +292,7 @@ def descend(
     *,
     prepare: Callable[[Tensor], Tensor] | None = None,
     at_once: int = AT_ONCE,
+    patients: int | None = None,
 ) -> dict[str, Tensor]:
     """Minimise the mean loss over patients by DP-SGD and return the averaged parameters.
 
@@ -272,6 +313,8 @@ def descend(
         From some of `rows.inputs` to what the module takes, image by image; None where they are that.
     at_once : int
         Images whose gradients are held at once: each takes as much memory as the module.
+    patients : int, optional
+        What the sum over patients is divided by; their number, which then counts as public, where absent.
 
     Returns
     -------
@@ -290,7 +333,7 @@ def descend(
         noise_multiplier=noise_multiplier,
         max_grad_norm=recipe.clip,
         # The EXPECTED size, a public constant; the drawn size would be data.
-        expected_batch_size=recipe.sampling_rate * rows.count,
+        expected_batch_size=recipe.sampling_rate * (rows.count if patients is None else patients),
         loss_reduction="mean",
     )
     first = recipe.steps - max(1, round(recipe.averaged * recipe.steps))
@@ -322,8 +365,14 @@ def release_mean(
     clip, noise_multiplier : float
         As in `Recipe` and `descend`.
     """
+    return release_sum(vectors, clip, noise_multiplier, source) / len(vectors)
+
+
+def release_sum(
+    vectors: NDArray[np.float64], clip: float, noise_multiplier: float, source: SecureSource
+) -> NDArray[np.float64]:
+    """Release the sum of one vector for each patient; see `release_mean`."""
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     clipped = vectors * np.minimum(1.0, clip / np.maximum(length, 1e-12))
-    noise = source.normal(vectors.shape[1]) * (noise_multiplier * clip)
-    released: NDArray[np.float64] = (clipped.sum(0) + noise) / len(vectors)
+    released: NDArray[np.float64] = clipped.sum(0) + source.normal(vectors.shape[1]) * (noise_multiplier * clip)
     return released

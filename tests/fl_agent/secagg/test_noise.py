@@ -21,7 +21,9 @@ from fl_agent.secagg.noise import (
     conditional_limit,
     discrete_gaussian,
     nearest_limit,
+    nearest_rows,
     round_rows,
+    rows_limit,
 )
 from fl_agent.secagg.server import Server
 from tests.fl_agent.secagg.consortium import Consortium, run
@@ -114,6 +116,21 @@ def test_no_rounded_row_is_longer_than_the_sensitivity(
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     clipped = rows * np.minimum(1, norm / lengths) / step
     assert np.abs(rounded - clipped).max() < 1 + 1e-6 or conditional_limit(norm / step, dimension) < 1
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 20), st.integers(1, 60), st.floats(0.01, 5), st.floats(1e-6, 2), st.integers(0, 2**32))
+def test_no_row_rounded_to_the_nearest_is_longer_than_the_sensitivity(
+    patients: int, dimension: int, norm: float, step: float, seed: int
+) -> None:
+    rows = np.random.default_rng(seed).normal(size=(patients, dimension)) * 3
+    rows[0] *= np.inf
+    rounded = nearest_rows(rows, norm, step)
+    assert not rounded[0].any()
+    assert max(sum(int(value) ** 2 for value in row) for row in rounded) <= rows_limit(norm / step, dimension)
+    lengths = np.linalg.norm(rows[1:], axis=1, keepdims=True)
+    clipped = rows[1:] * np.minimum(1, norm / lengths) / step
+    assert (np.abs(rounded[1:] - clipped) <= 0.5 + 1e-6).all()
 
 
 def test_conditional_rounding_is_unbiased_where_the_norm_leaves_room() -> None:

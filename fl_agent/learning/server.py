@@ -1,0 +1,151 @@
+"""What the coordinator does with a sum: server momentum (Hsu et al. 2019, arXiv 1909.06335) and averaged iterates.
+
+All of it is post-processing of noised sums, so averages, the choice of the best round, and any number of looks at the
+metrics cost no privacy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
+
+from secure_infer.models import Weights
+
+from ..head import folded
+from . import metrics, site
+from .metrics import Metrics
+from .plan import Member, Plan
+from .schedule import descended, factor
+from .state import State
+from .terms import MEAN, release_at
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the coordinator knows between two sums; nothing in it is about a single hospital.
+
+    Attributes
+    ----------
+    done : int
+        Sums known.
+    centre : ndarray, shape (channels,)
+    weights, velocity, average, ema, best : ndarray, shape (dimension,)
+        Present weights, momentum, mean of the late iterates, their moving average, those of the least loss.
+    averaged : int
+        Iterates in `average`.
+    least : float
+        The least loss.
+    """
+
+    done: int
+    centre: Array
+    weights: Array
+    velocity: Array
+    average: Array
+    ema: Array
+    best: Array
+    averaged: int = 0
+    least: float = np.inf
+
+    @classmethod
+    def start(cls, plan: Plan) -> Training:
+        """Return what is known before the first sum: nothing."""
+        zeros = np.zeros(plan.dimension)
+        return cls(0, np.zeros(plan.channels), zeros, zeros, zeros, zeros, zeros)
+
+    def state(self) -> State:
+        """Return what sites must know, rounded to binary32."""
+        return State(self.done, self.centre.astype(np.float32), self.weights.astype(np.float32))
+
+    def encode(self) -> bytes:
+        """Write it as safetensors."""
+        return save({name: np.atleast_1d(np.asarray(value, np.float64)) for name, value in vars(self).items()})
+
+    @classmethod
+    def read(cls, content: bytes) -> Training:
+        """Read what `encode` wrote."""
+        found: dict[str, Any] = load(content)
+        numbers = {name: float(found.pop(name)[0]) for name in ("done", "averaged", "least")}
+        return cls(
+            **found, done=int(numbers["done"]), averaged=int(numbers["averaged"]), least=numbers["least"]
+        )  # fmt: skip
+
+
+def after(
+    plan: Plan, training: Training, sums: Sequence[Array], survivors: Collection[Member]
+) -> tuple[Training, Metrics | None]:
+    """Take up a sum.
+
+    Parameters
+    ----------
+    plan : Plan
+    training : Training
+        Before it.
+    sums : sequence of ndarray
+        One for each block of the header, in the header's units.
+    survivors : collection of Member
+        Whose contributions are in it.
+
+    Returns
+    -------
+    training : Training
+    metrics : Metrics or None
+        Of the weights before this sum; None where the sum has none.
+    """
+    release = release_at(plan, training.done)
+    patients = float(sum(one.patients for one in survivors))
+    if release.name == MEAN:
+        return replace(training, done=training.done + 1, centre=sums[0] / patients), None
+    measured = None
+    if plan.metrics_weight:
+        rate, scale = release.sampling_rate, metrics.NORM / plan.metrics_weight
+        drawn, units = (rate * patients, scale) if plan.mode == "distributed" else (patients, 1.0)
+        measured = metrics.read(sums[1] * units, drawn)
+        if measured.loss < training.least:
+            training = replace(training, least=measured.loss, best=training.weights)
+    return _stepped(plan, training, _change(plan, training, sums[0], survivors)), measured
+
+
+def _change(plan: Plan, training: Training, total: Array, survivors: Collection[Member]) -> Array:
+    """Return by how much plain descent would change the weights."""
+    descent = plan.descent
+    if plan.mode == "site":
+        change: Array = total / sum(site.weight(plan, one) for one in survivors)
+        return change
+    # The EXPECTED number of patients drawn, from public sizes; the drawn number would be data.
+    mean = total * descent.clip / (descent.sampling_rate * sum(one.patients for one in survivors))
+    step: Array = -descent.learning_rate * factor(plan, training.done) * mean
+    return step
+
+
+def _stepped(plan: Plan, training: Training, change: Array) -> Training:
+    descent = plan.descent
+    velocity = descent.momentum * training.velocity + change
+    weights = training.weights + velocity
+    step = descended(plan, training.done)
+    average, averaged = training.average, training.averaged
+    if step >= descent.rounds - max(1, round(descent.averaged * descent.rounds)):
+        averaged += 1
+        average = average + (weights - average) / averaged
+    # Started at the first iterate and not at zero, an average needs no correction of its bias.
+    ema = weights if step == 0 else descent.ema * training.ema + (1 - descent.ema) * weights
+    return replace(
+        training, done=training.done + 1, weights=weights, velocity=velocity, average=average, ema=ema,
+        averaged=averaged,
+    )  # fmt: skip
+
+
+def published(plan: Plan, training: Training) -> Weights:
+    """Return `head.weight`, shape (3, channels), and `head.bias`, shape (3,), for features as they are."""
+    chosen = {"average": training.average, "ema": training.ema, "best": training.best, "last": training.weights}
+    flat = chosen[plan.descent.published]
+    # As sites saw it: they computed with the centre rounded to binary32.
+    centre = training.centre.astype(np.float32).astype(np.float64)
+    return folded(flat.reshape(plan.outputs, plan.channels + 1), centre)

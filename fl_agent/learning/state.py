@@ -1,0 +1,61 @@
+"""What every site must know before a round, as bytes whose hash the round's signed header holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from struct import Struct
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dicom_node.core.errors import ProtocolError
+
+from .plan import Plan
+
+#: Sums known.
+_START: Final = Struct(">I")
+
+
+@dataclass(frozen=True)
+class State:
+    """The model between two sums.
+
+    Attributes
+    ----------
+    done : int
+        Sums known, from 0.
+    centre : ndarray of float32, shape (channels,)
+        What features are centred by; zeros before it is known.
+    weights : ndarray of float32, shape (dimension,)
+        Trainable parameters, flat.
+    """
+
+    done: int
+    centre: NDArray[np.float32]
+    weights: NDArray[np.float32]
+
+    def encode(self) -> bytes:
+        """Write it: sums known (4 bytes, big-endian), then the numbers, little-endian binary32."""
+        return _START.pack(self.done) + self.centre.astype("<f4").tobytes() + self.weights.astype("<f4").tobytes()
+
+
+def read(plan: Plan, content: bytes) -> State:
+    """Read what `encode` wrote under this plan.
+
+    Raises
+    ------
+    ProtocolError
+        Of another length, beyond the plan's sums, or with a number that is not finite (``malformed-state``).
+    """
+    if len(content) != _START.size + 4 * (plan.channels + plan.dimension):
+        raise _malformed()
+    (done,) = _START.unpack_from(content)
+    numbers = np.frombuffer(content, dtype="<f4", offset=_START.size).astype(np.float32)
+    if done >= plan.sums or not np.isfinite(numbers).all():
+        raise _malformed()
+    return State(done, numbers[: plan.channels], numbers[plan.channels :])
+
+
+def _malformed() -> ProtocolError:
+    return ProtocolError("the round's state does not fit the plan of its run", code="malformed-state")
