@@ -1,7 +1,6 @@
 """The training set of a hospital: one row of trunk features for each patient who agrees at this moment.
 
-Consent is asked anew on every call, and the cached features of whoever left are erased in the same call. Images pass
-the rules of selection and de-identification before anything is computed from them.
+Consent is asked anew on every call, and the cached features of whoever left are erased in the same call.
 """
 
 from __future__ import annotations
@@ -15,17 +14,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_node import pixels, selection
-from dicom_node import study as studies
 from dicom_node.core.database import Database
 from dicom_node.core.errors import IntegrityError, Refused
 from dicom_node.core.settings import Population, SelectionSettings
 from dicom_node.store import Store
-from dicom_node.training import eligible
-from dicom_node.training.deidentify import deidentify
 from dicom_node.training.diagnosis import Diagnosis
 from dicom_node.training.site_key import SiteKey
 from secure_infer.network import Trunk
+
+from .site_images import SiteImages
 
 #: As everywhere in training; pneumonia whose kind nobody named is none of them.
 CLASSES = {Diagnosis.NORMAL: 0, Diagnosis.BACTERIAL: 1, Diagnosis.VIRAL: 2}
@@ -84,11 +81,7 @@ class SiteRows:
         views: Sequence[str],
         cache: Path,
     ) -> None:
-        self._database = database
-        self._store = store
-        self._key = key
-        self._rules = rules
-        self._population = population
+        self._images = SiteImages(database, store, key, rules, population)
         self._trunk = trunk
         self._views = tuple(views)
         self._cache = cache
@@ -102,11 +95,8 @@ class SiteRows:
         done : callable
             Called with (patients done, of all).
         """
-        with self._database.read() as connection:
-            agreed = eligible.patients(connection, now)
-            images = {one.study_id: studies.current_instances(connection, one.study_id) for one in agreed}
-        digests = {study_id: [row.sha256 for row in rows] for study_id, rows in images.items()}
-        self._erase_all_but({self._file(digest).name for several in digests.values() for digest in several})
+        agreed = self._images.agreed(now)
+        self._erase_all_but({self._file(digest).name for one in agreed for digest in one.digests})
         patients: list[str] = []
         labels: list[int] = []
         features: list[NDArray[np.float32]] = []
@@ -115,11 +105,11 @@ class SiteRows:
             if one.label not in CLASSES:
                 left_out[KIND_UNKNOWN] += 1
             else:
-                found = self._first_usable(digests[one.study_id])
+                found = self._first_usable(one.digests)
                 if isinstance(found, str):
                     left_out[found] += 1
                 else:
-                    patients.append(one.patient_key)
+                    patients.append(one.patient)
                     labels.append(CLASSES[one.label])
                     features.append(found)
             done(number, len(agreed))
@@ -142,9 +132,7 @@ class SiteRows:
         if target.is_file():
             cached: NDArray[np.float32] = np.load(target, allow_pickle=False)
             return cached
-        dataset = self._store.dataset(digest)
-        selection.judge(dataset, self._rules, self._population)
-        seen = pixels.from_dataset(deidentify(dataset, self._key)).image
+        seen = self._images.image(digest)
         pooled = np.stack(
             [self._trunk.features(seen[:, ::-1] if view == "mirrored" else seen).mean((1, 2)) for view in self._views]
         ).astype(np.float32)
@@ -156,8 +144,7 @@ class SiteRows:
 
     def _file(self, digest: str) -> Path:
         """Return where one image's features are kept: other rules, trunk or views make another file."""
-        rules = f"{self._rules.model_dump_json()} {self._population and self._population.model_dump_json()}"
-        identity = "\n".join([self._trunk.sha256, *self._trunk.taps, *self._views, rules, digest])
+        identity = "\n".join([self._trunk.sha256, *self._trunk.taps, *self._views, self._images.rules, digest])
         return self._cache / f"{hashlib.sha256(identity.encode()).hexdigest()}.npy"
 
     def _erase_all_but(self, kept: Collection[str]) -> None:

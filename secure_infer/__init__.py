@@ -2,8 +2,8 @@
 
 Reading order
 -------------
-card, models
-    The public, signed model card, and the store of models.
+card, models, site_models
+    The public, signed model card, the store of models, and which of them answers at a site.
 network
     The public trunk that the hospital runs in the clear.
 networks, compile, bounds

@@ -138,9 +138,9 @@ def install(
 
 @models.command()
 def activate(version: str, folder: FolderOption = None, config: cli.ConfigOption = cli.DEFAULT_CONFIG) -> None:
-    """Make a model the one that answers; restart the workers to take it up."""
+    """Make a model the one that answers."""
     _store(folder, config).activate(version)
-    out.print(f"{version} is active from the workers' next start")
+    out.print(f"{version} is active from each worker's next study on")
 
 
 @models.command()

@@ -1,4 +1,4 @@
-"""Chooses the engine that a site's settings name, and the model that it runs."""
+"""Chooses the engine that a site's settings name."""
 
 from __future__ import annotations
 
@@ -8,28 +8,8 @@ from .clear import PlaintextEngine
 from .crypten_engine.hospital import CryptenEngine
 from .dealt import DealtEngine
 from .engine import Engine
-from .models import SHIPPED, ModelCard, ModelStore
-
-
-def site_store(settings: Settings) -> ModelStore:
-    """Open the site's model store; the shipped models stand in until the first one is installed."""
-    own = settings.site.state_dir / "models"
-    store = ModelStore(own, settings.inference.trusted_publishers)
-    return store if store.versions() else ModelStore(SHIPPED, settings.inference.trusted_publishers)
-
-
-def site_card(settings: Settings) -> ModelCard:
-    """Return the verified card of the model in use.
-
-    Raises
-    ------
-    ConfigError
-        `inference.model` names no installed model, or none is active.
-    IntegrityError
-        The card, its signature or its weights were altered.
-    """
-    store = site_store(settings)
-    return store.card(settings.inference.model or store.active())
+from .models import ModelCard
+from .site_models import site_store
 
 
 def open_engine(settings: Settings, card: ModelCard) -> Engine:

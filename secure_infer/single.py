@@ -17,8 +17,9 @@ from dicom_node.core.errors import Refused
 from dicom_node.core.settings import Settings
 
 from .answer import Answer
-from .engines import open_engine, site_card
+from .engines import open_engine
 from .public import public_part
+from .site_models import site_card
 
 
 class Classifier:

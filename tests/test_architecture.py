@@ -18,10 +18,11 @@ ALLOWED = {
     "secure_infer": {"dicom_node", "dicom_node.core"},
     "fl_agent": {"secure_infer", "dicom_node", "dicom_node.core"},
 }
-#: Of `secure_infer`, training may know the networks, the model store and the answer that a card defines.
+#: Of `secure_infer`, training may know the networks, the model stores and the answer that a card defines.
 FOR_TRAINING = {
     "secure_infer",
-    *(f"secure_infer.{name}" for name in ("network", "networks", "public", "compile", "card", "models", "answer")),
+    *(f"secure_infer.{name}" for name in ("network", "networks", "public", "compile", "clear")),
+    *(f"secure_infer.{name}" for name in ("card", "models", "site_models", "answer")),
 }
 DOORS = {
     "pynetdicom": ("dicom_node.scp", "dicom_node.scu"),

@@ -239,6 +239,28 @@ class PrivacySettings(Section):
     delta: float = Field(default=1e-5, gt=0, le=1e-3, description="delta of both; below 1 / patients")
 
 
+class HandoverSettings(Section):
+    """When a model that the consortium made may answer here."""
+
+    publisher: str = Field(
+        default="",
+        pattern=r"^(?:[0-9a-f]{64})?$",
+        description="Ed25519 public key, hexadecimal, that signs candidates; one of inference.trusted_publishers",
+    )
+    acceptance: Literal["operator", "policy"] = Field(
+        default="operator", description="who accepts a candidate: a person, or the two rules below"
+    )
+    maximal_auc_drop: float = Field(
+        default=0.02,
+        ge=0,
+        le=1,
+        description="how far below the active model's pneumonia AUC the lower end of the 95 % interval may lie",
+    )
+    minimal_patients: int = Field(
+        default=30, ge=1, description="labelled patients that the comparison needs, of ill and of healthy ones each"
+    )
+
+
 class TrainingSettings(Section):
     """What this site contributes to training with other hospitals."""
 
@@ -252,6 +274,9 @@ class TrainingSettings(Section):
         description="Issuer of Patient ID (0010,0021) that is meant where an image or a list names none",
     )
     privacy: PrivacySettings = Field(default=PrivacySettings(), description="the budget of the site's patients")
+    handover: HandoverSettings = Field(
+        default=HandoverSettings(), description="when a model that the consortium made may answer here"
+    )
 
 
 class JobSettings(Section):
@@ -296,6 +321,13 @@ class Settings(Section):
     def _orthanc_named(self) -> Settings:
         if self.orthanc is None and any(d.kind == "orthanc" for d in self.delivery.destinations):
             raise ValueError("a destination of kind 'orthanc' needs the section [orthanc]")
+        return self
+
+    @model_validator(mode="after")
+    def _publisher_trusted(self) -> Settings:
+        publisher = self.training.handover.publisher
+        if publisher and publisher not in {key.lower() for key in self.inference.trusted_publishers}:
+            raise ValueError("training.handover.publisher must be one of inference.trusted_publishers")
         return self
 
     @property
