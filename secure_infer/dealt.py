@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicom_node.core import failpoint, logs, tls
+from dicom_node.core.credentials import Credentials
 from dicom_node.core.errors import ConfigError, IntegrityError, Unavailable
 from dicom_node.core.settings import InferenceSettings
 
@@ -87,9 +88,9 @@ class DealtEngine:
     ) -> None:
         if settings.party is None or settings.dealer is None or settings.tls is None:
             raise ConfigError("the encrypted engine needs inference.party, inference.dealer and inference.tls")
-        context, timeout_s = tls.client_context(settings.tls), settings.timeout_s
-        self._dealer = Connections(settings.dealer, lambda: context, "the dealer", timeout_s, clock=monotonic)
-        self._party = Connections(settings.party, lambda: context, "party 1", timeout_s, clock=monotonic)
+        self._credentials, timeout_s = Credentials(settings.tls), settings.timeout_s
+        self._dealer = Connections(settings.dealer, self._credentials, "the dealer", timeout_s, clock=monotonic)
+        self._party = Connections(settings.party, self._credentials, "party 1", timeout_s, clock=monotonic)
         self._prefetch = settings.prefetch
         self._audit_one_in = settings.audit_one_in
         self._distrust = Distrust(state_dir / "dealer-distrusted.json", settings.dealer.fingerprint)
@@ -126,6 +127,8 @@ class DealtEngine:
             was caught cheating (``bundle-forged``, and from then on ``dealer-distrusted``).
         """
         image = input_of(self._plan.program, features)
+        if self._credentials.follow():
+            self._drop_all()  # they hold connections that were judged by what was in force before
         prepared = self._take()
         if prepared is not None:
             try:

@@ -151,9 +151,7 @@ class Party:
         self._crypten = Owner(self.models.find, self._dial_dealer, settings.timeout_s)
         self.operation = Operation(settings, settings.state_dir / "audit.sqlite3", "secure-infer party", clock)
         self._fetching = threading.BoundedSemaphore(settings.maximum_connections_to_dealer)
-        self._dealer = Connections(
-            settings.dealer, lambda: self.operation.credentials.client, "the dealer", settings.timeout_s
-        )
+        self._dealer = Connections(settings.dealer, self.operation.credentials, "the dealer", settings.timeout_s)
         limits = Limits(
             settings.maximum_connections,
             settings.maximum_connections_per_hospital,
@@ -260,6 +258,7 @@ class Party:
         answer = session.handle(message)
         if answer is not None:
             channel.send(answer)
+            session.ahead()
         return session.state
 
     def _ended(

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from cryptography import x509
 
-from . import tls
+from . import logs, tls
 from .errors import ConfigError
 from .settings import TlsSettings
+
+log = logs.get(__name__)
 
 PEM_LIST = re.compile(rb"-----BEGIN X509 CRL-----.+?-----END X509 CRL-----", re.DOTALL)
 
@@ -92,6 +94,17 @@ class Credentials:
             return False
         self._load(wanted)
         return True
+
+    def follow(self) -> bool:
+        """Take up what changed where nobody can be told but the log; return whether anything did."""
+        try:
+            changed = self.refresh()
+        except ConfigError as error:
+            log.error("certificates-not-reloaded", **logs.describe(error))
+            return False
+        if changed:
+            log.info("certificates-reloaded")
+        return changed
 
     def revoked(self, certificate: bytes) -> bool:
         """Tell whether a certificate (DER) is on the present list: it may have been added after its handshake."""

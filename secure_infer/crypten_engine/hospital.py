@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_node.core import logs, tls
+from dicom_node.core import logs
+from dicom_node.core.credentials import Credentials
 from dicom_node.core.errors import ConfigError, IntegrityError, ProtocolError, Refused
 from dicom_node.core.settings import InferenceSettings
 
@@ -85,7 +86,7 @@ class CryptenEngine:
         require_one_scale(plan)
         self._plan = plan
         self._party, self._dealer = settings.party, settings.dealer
-        self._context = tls.client_context(settings.tls)
+        self._credentials = Credentials(settings.tls)
         self._timeout_s = settings.timeout_s
         self._clock = clock
         self._model = hashlib.sha256(card.canonical()).digest()
@@ -104,19 +105,20 @@ class CryptenEngine:
         """
         image = input_of(self._plan.program, features)
         with self._lock:
+            self._credentials.follow()
             return self._query(self._prepare(), image)
 
     def _prepare(self) -> _Prepared:
         """Do the offline phase of one bundle."""
         party = bytes.fromhex(self._party.fingerprint)
-        with Channel.dial(self._dealer, self._context, "the dealer", self._timeout_s) as dealer:
+        with Channel.dial(self._dealer, self._credentials.client, "the dealer", self._timeout_s) as dealer:
             dealer.send(TupleDeal(os.urandom(16), self._model, party, self._plan.encoded))
             dealt = dealer.receive(max(overhead(TupleSeed), LARGEST_FAILURE))
         if not isinstance(dealt, TupleSeed):
             raise ProtocolError("the dealer sent something else than a seed", code="out-of-order")
         self._ledger.spend(dealt.bundle, party, self._clock())
         zero_seed = os.urandom(32)
-        channel = Channel.dial(self._party, self._context, "party 1", self._timeout_s)
+        channel = Channel.dial(self._party, self._credentials.client, "party 1", self._timeout_s)
         try:
             channel.send(TupleOpen(dealt.bundle, self._model, zero_seed))
             # Party 1 may have to start its process first.

@@ -120,6 +120,7 @@ class PartySession(Session):
         self._covered: dict[str, Words] = {}
         self._shares: dict[str, Words] = {}
         self._gate: tuple[Words, Tables, NDArray[np.uint32], Bytes] | None = None
+        self._late: Callable[[], None] = lambda: None
 
     def _on_open(self, message: Open) -> Message:
         if message.wants_delta not in (0, 1):
@@ -209,7 +210,14 @@ class PartySession(Session):
         self._covered[name] = ring.from_bytes(message.values, shape) + mask
         self._await_query()
 
+    def ahead(self) -> None:
+        """Do, while party 0 works on the last answer, what `handle` would do before it takes the next message."""
+        with self._burning():
+            self._late()
+            self._late = lambda: None
+
     def _on_masked(self, message: Masked) -> Message:
+        self.ahead()
         name, shares = self._step.name, self._shares
         self.state, self._seed = State.QUERYING, b""
         shape, gate = self._plan.shapes[name], self._plan.gates.get(name)
@@ -233,8 +241,10 @@ class PartySession(Session):
                 return self._shift(name, given[0])
             if name in plan.weighted:
                 correction = plan.ring.from_bytes(self._material.pop(name), plan.shapes[name])
-                found = weigh(plan.weighted[name], given[0], self.model.weights[name]) + correction
-                shares[name] = found + self.model.biases[name][:, None, None]
+                found = weigh(plan.weighted[name], given[0], self.model.weights[name])
+                found += correction
+                found += self.model.biases[name][:, None, None]
+                shares[name] = found
             else:
                 shares[name] = local(layer, given)
             if isinstance(layer, GuardLayer):
@@ -268,5 +278,9 @@ class PartySession(Session):
         joined = bits ^ (theirs & np.uint32((1 << gate.joined_bits) - 1))
         signs = gate.sign(opened, tables, joined, highest, 1)
         both: Bytes = signs ^ (theirs >> np.uint32(gate.joined_bits)).astype(np.uint8)
-        self._shares[name] = gate.select(opened, tables, both, 1).reshape(self._plan.shapes[name])
+
+        def select() -> None:
+            self._shares[name] = gate.select(opened, tables, both, 1).reshape(self._plan.shapes[name])
+
+        self._gate, self._late = None, select
         return Signs(self.bundle, message.layer, packed(pack(signs, gate.comparisons)))

@@ -55,8 +55,11 @@ class Channel:
 
     @classmethod
     def dial(cls, endpoint: EndpointSettings, context: ssl.SSLContext, name: str, timeout_s: float) -> Channel:
-        """Connect to a service whose certificate is the agreed one; errors as `tls.connect`."""
-        connection = tls.connect(endpoint.host, endpoint.port, context, endpoint.fingerprint, timeout_s)
+        """Connect to a service whose certificate is the agreed one; errors as `tls.connect`, which then name it."""
+        try:
+            connection = tls.connect(endpoint.host, endpoint.port, context, endpoint.fingerprint, timeout_s)
+        except VeilRayError as error:
+            raise type(error)(f"{name}: {error}", code=error.code) from error
         return cls(connection, name, timeout_s)
 
     @property

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ssl
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from dicom_node.core.credentials import Credentials
 from dicom_node.core.errors import Unavailable
 from dicom_node.core.settings import EndpointSettings
 
@@ -28,8 +28,8 @@ class Connections:
     ----------
     endpoint, name, timeout_s
         As `Channel.dial`.
-    context : callable
-        Gives what a new connection is opened with.
+    credentials : Credentials
+        What a new connection is opened with, and by which one that was kept is judged.
     clock : callable
         Seconds of a clock that is never set back.
     """
@@ -37,13 +37,13 @@ class Connections:
     def __init__(
         self,
         endpoint: EndpointSettings,
-        context: Callable[[], ssl.SSLContext],
+        credentials: Credentials,
         name: str,
         timeout_s: float,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._endpoint, self._context = endpoint, context
+        self._endpoint, self._credentials = endpoint, credentials
         self._name, self._timeout_s = name, timeout_s
         self._clock = clock
         self._lock = threading.Lock()
@@ -77,7 +77,7 @@ class Connections:
             except Unavailable as error:
                 if error.code != "connection-closed":
                     raise
-        fresh = Channel.dial(self._endpoint, self._context(), self._name, self._timeout_s)
+        fresh = Channel.dial(self._endpoint, self._credentials.client, self._name, self._timeout_s)
         return fresh, _exchange(fresh, message, limit, meanwhile)
 
     def _take(self) -> Channel | None:
@@ -86,7 +86,8 @@ class Connections:
                 since, channel = self._idle.pop() if self._idle else (0.0, None)  # the newest is the likeliest alive
             if channel is None:
                 return None
-            if since + IDLE_S > self._clock() and channel.quiet:
+            fresh = since + IDLE_S > self._clock() and channel.quiet
+            if fresh and not self._credentials.revoked(channel.certificate):
                 channel.sent = channel.received = 0  # what is counted is one use
                 return channel
             channel.close()

@@ -62,13 +62,18 @@ class Relay:
         context = tls.client_context(self._roles.tls[self._caller])
         return tls.connect(at.host, at.port, context, at.fingerprint, 5.0)
 
+    def drop(self) -> None:
+        """End all connections; the next ones come as before."""
+        while self._open:
+            one = self._open.pop()
+            end_both_ways(one)
+            one.close()
+
     def close(self) -> None:
         end_both_ways(self._listener)
         self._listener.close()
         self._thread.join()
-        for one in self._open:
-            end_both_ways(one)
-            one.close()
+        self.drop()
 
     def _accept(self) -> None:
         while True:

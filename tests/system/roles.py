@@ -61,6 +61,7 @@ class Roles:
         }
         allowed = tuple(self.fingerprint(name) for name in hospitals)
         self.dealer_port = self.party_port = 0
+        self.between: EndpointSettings | None = None  # where party 1 finds the dealer, if not at its own place
         self.dealer_settings: dict[str, Any] = {
             "hospitals": allowed, "parties": (self.fingerprint("party"),), "timeout_s": 2.0, "metrics_port": 0,
             "pool_bundles": 2,
@@ -85,7 +86,7 @@ class Roles:
             made = party.PartySettings(
                 port=self.party_port,
                 tls=self.tls["party"],
-                dealer=self.endpoint("dealer"),
+                dealer=self.between or self.endpoint("dealer"),
                 models=self.models,
                 state_dir=self.folder / "party",
                 trusted_publishers=(PUBLISHER_HEX,),

@@ -269,3 +269,20 @@ def test_both_trails_name_each_bundle_and_an_altered_row_is_found(roles):
             verify(path)
     with pytest.raises(ConfigError):
         verify(roles.folder / "absent")
+
+
+def test_a_hospital_takes_up_a_new_list_by_itself_and_asks_nobody_whose_certificate_is_on_it(tmp_path):
+    made = Roles(tmp_path)
+    made.tls["hospital"] = made.tls["hospital"].model_copy(update={"crl": made.tls["party"].crl})
+    try:
+        made.start()
+        engine = made.engine(prefetch=2)
+        assert np.abs(engine.infer(features()).logits - plain(made)).max() < 1e-4
+        for role, name in (("party", "party 1"), ("dealer", "the dealer")):
+            wait_for_bundles(engine, 2 if role == "party" else 0)  # what was fetched before counts no more
+            made.authority.revoke(made.tls[role].certificate)
+            error = ends_with("certificate-revoked", lambda: engine.infer(features()))
+            assert name in str(error)
+        engine.close()
+    finally:
+        made.stop()
