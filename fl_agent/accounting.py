@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from opacus.accountants import PRVAccountant
@@ -48,20 +49,27 @@ def epsilon(mechanisms: Sequence[Mechanism], delta: float) -> float:
     Mechanisms on one partition compose; partitions share no patient, so over partitions the largest counts (parallel
     composition, McSherry 2009).
     """
-    bounds = []
-    for partition in sorted({mechanism.partition for mechanism in mechanisms}):
-        accountant = PRVAccountant()
-        accountant.history = [
-            (mechanism.noise_multiplier, mechanism.sampling_rate, mechanism.steps)
-            for mechanism in mechanisms
-            if mechanism.partition == partition
-        ]
-        # At sampling rate 1 Opacus takes the logarithm of 1 - q = 0, whose limit, minus infinity, is what it needs.
-        # Its RDP bound, whose advice is silenced, serves only to size the grid.
-        with np.errstate(divide="ignore"), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Optimal order is the largest alpha", UserWarning)
-            bounds.append(float(accountant.get_epsilon(delta=delta)))
-    return max(bounds)
+    return max(
+        _bound(
+            tuple(
+                (one.noise_multiplier, one.sampling_rate, one.steps) for one in mechanisms if one.partition == partition
+            ),
+            delta,
+        )
+        for partition in {mechanism.partition for mechanism in mechanisms}
+    )
+
+
+@lru_cache(maxsize=4096)
+def _bound(history: tuple[tuple[float, float, int], ...], delta: float) -> float:
+    """Bound epsilon of one partition; remembered, for sites of any size ask the same while they choose their noise."""
+    accountant = PRVAccountant()
+    accountant.history = list(history)
+    # At sampling rate 1 Opacus takes the logarithm of 1 - q = 0, whose limit, minus infinity, is what it needs.
+    # Its RDP bound, whose advice is silenced, serves only to size the grid.
+    with np.errstate(divide="ignore"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Optimal order is the largest alpha", UserWarning)
+        return float(accountant.get_epsilon(delta=delta))
 
 
 def noise_for(target: float, delta: float, mechanism: Mechanism, beside: Sequence[Mechanism] = ()) -> Mechanism:

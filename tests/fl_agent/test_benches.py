@@ -3,8 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
-from tests.bench import dp
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+
+from fl_agent.trainset import Films
+from tests.bench import accuracy, dp, scores
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the benches run: threads that wait for a busy machine's other core cost more than they bring."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def test_the_bench_of_a_step_times_both_kinds_of_step_of_the_default_network() -> None:
@@ -30,3 +46,65 @@ def test_rows_like_the_data_sets_hold_every_patient_once_in_weight() -> None:
     totals = [float(rows.weights[rows.patients == patient].sum()) for patient in range(50)]
     assert all(math.isclose(total, 1.0, rel_tol=1e-5) for total in totals)
     assert rows.inputs.shape[0] > 100  # two views of each image
+
+
+def part(patients: int, seed: int) -> accuracy.Part:
+    """Draw children with one or two images each, whose class shows in three of twelve features."""
+    rng = np.random.default_rng(seed)
+    owner = np.repeat(np.arange(patients), rng.integers(1, 3, patients))
+    labels = owner % 3
+    features = rng.normal(0, 0.3, (len(owner), 2, 12))
+    features[np.arange(len(owner)), :, labels] += 1.5
+    features /= np.linalg.norm(features, axis=2, keepdims=True)
+    names = tuple(str(one) for one in range(len(owner)))
+    return accuracy.Part(Films(names, names, labels, owner), features.astype(np.float32))
+
+
+def test_every_cell_of_accuracy_is_trained_and_scored_with_an_interval() -> None:
+    found = accuracy.run(part(240, 1), part(60, 2), 1, epsilons=(8,), replicates=20)
+    cells = {"central_nodp", "central_eps8", "fed_nodp", "fed_dist_eps8", "fed_site_eps8"}
+    cells |= {f"local_site{number}_{name}" for number in (1, 2, 3) for name in ("nodp", "eps8")}
+    wanted = ("auc_pneumonia", "auc_bacterial_viral", "sensitivity", "specificity", "mcc", "ece", "brier")
+    for cell in cells:
+        for name in wanted:
+            value, low, high = (found[f"{cell}_{name}{end}"] for end in ("", "_low", "_high"))
+            assert low <= high
+            assert 0.0 <= value <= 1.0
+    assert found["central_nodp_auc_pneumonia"] > 0.95
+    assert found["fed_nodp_auc_pneumonia"] == pytest.approx(found["central_nodp_auc_pneumonia"], abs=0.02)
+    assert found["seeds"] == 1
+
+
+def test_hospitals_are_uneven_and_share_no_patient() -> None:
+    whole = part(200, 3)
+    parts = accuracy.hospitals(whole, 5)
+    assert [one.films.count for one in parts] == [110, 60, 30]
+    files = [set(one.films.files) for one in parts]
+    assert sum(len(one) for one in files) == len(whole.films.files) == len(set.union(*files))
+    for one in parts:  # the features went with their images
+        places = [int(name) for name in one.films.files]
+        np.testing.assert_array_equal(one.features, whole.features[places])
+
+
+def test_calibration_and_correlation_are_those_of_the_definitions() -> None:
+    labels = np.array([0, 0, 1, 2, 1, 0])
+    pneumonia = np.array([0.1, 0.7, 0.9, 0.2, 0.8, 0.3])
+    probabilities = np.stack([1 - pneumonia, pneumonia * 0.75, pneumonia * 0.25], axis=1)
+    found = scores.metrics(probabilities, labels)
+    everyone = np.ones(6)
+    ill = labels > 0
+    assert found["brier"](everyone) == pytest.approx(((pneumonia - ill) ** 2).mean())
+    assert found["mcc"](everyone) == pytest.approx(np.corrcoef(pneumonia >= 0.5, ill)[0, 1])
+    assert found["ece"](everyone) == pytest.approx(np.abs(pneumonia - ill).mean())  # one image in each bin
+    assert found["ece"](np.array([1.0, 0, 1, 0, 0, 0])) == pytest.approx(0.1)
+
+
+def test_an_interval_covers_patients_and_trainings() -> None:
+    rng = np.random.default_rng(1)
+    labels, patients = rng.integers(0, 3, 200), np.arange(200)
+    good = np.eye(3)[labels] * 2 + rng.normal(0, 1, (200, 3))
+    same = scores.intervals([good, good], labels, patients, replicates=100)["brier"]
+    poor = scores.intervals([good, rng.normal(0, 1, (200, 3))], labels, patients, replicates=100)["brier"]
+    assert same.low < same.value < same.high
+    assert poor.high - poor.low > 2 * (same.high - same.low)
+    assert same.value == pytest.approx(((1 - softmax(good, 1)[:, 0] - (labels > 0)) ** 2).mean())
