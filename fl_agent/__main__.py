@@ -17,6 +17,7 @@ from secure_infer.card import ModelCard
 from secure_infer.models import ModelStore, public_hex, signing_key
 from secure_infer.networks import ARCHITECTURES
 
+from .handover.cli import app as candidates
 from .ledger.cli import budget
 from .order import HEAD, Order
 from .produce import produce
@@ -26,6 +27,7 @@ app = cli.new_app("Train pneumonia models with differential privacy.")
 app.command()(budget)
 app.command()(progress)
 app.command()(report)
+app.add_typer(candidates, name="candidates")
 
 
 @app.command()

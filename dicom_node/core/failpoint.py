@@ -31,6 +31,7 @@ Place = Literal[
     "delivery-finished",
     "ledger-written",
     "ledger-committed",
+    "handover-noted",
 ]
 PLACES: Final[tuple[Place, ...]] = get_args(Place)
 _ARMED: Final = os.environ.get("VEILRAY_FAILPOINT")
