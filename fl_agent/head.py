@@ -25,6 +25,9 @@ TAPS = ("block10", "block13", "head")
 RECIPE = Recipe(steps=60, sampling_rate=1.0, clip=0.2, learning_rate=30.0, momentum=0.9)
 #: The bias is learned through this constant input, small against the features so that clipping spares them.
 BIAS_INPUT = 0.1
+PREPROCESSING = Preprocessing(
+    side=224, resampling="bicubic, antialiased", offset=OFFSET, divisor=DIVISOR, normalisation=texts.NORMALISATION
+)
 #: Noise of the single release; little of the budget goes to it.
 MEAN_NOISE = 8.0
 
@@ -54,30 +57,34 @@ def learn(order: Order, films: Films, source: SecureSource, progress: Progress) 
         return found
 
     return Learned(
-        program=Program(
-            ring_bits=64,
-            input_shape=(trunk.channels, GRID, GRID),
-            fraction_bits=20,
-            weight_fraction_bits=20,
-            input_bound=FEATURE_BOUND,
-            output_bound=2.0**20,
-            output="head",
-            layers=(ConvolutionLayer(name="head", source=INPUT, out_channels=3, kernel=(1, 1)),),
-        ),
+        program=program(trunk.channels),
         weights={"head.weight": matrix[..., None, None], "head.bias": bias},  # as a 1 x 1 convolution holds it
         logits=logits,
         mechanisms=mechanisms,
-        preprocessing=Preprocessing(
-            side=224,
-            resampling="bicubic, antialiased",
-            offset=OFFSET,
-            divisor=DIVISOR,
-            normalisation=texts.NORMALISATION,
-        ),
-        trunk=TrunkCard(name=TRUNK_NAME, sha256=TRUNK_SHA256, taps=trunk.taps, source=texts.TRUNK_SOURCE),
+        preprocessing=PREPROCESSING,
+        trunk=trunk_card(trunk),
         not_covered=texts.NOT_COVERED,
         limits=texts.LIMITS,
     )
+
+
+def program(channels: int) -> Program:
+    """Describe the head for encrypted inference."""
+    return Program(
+        ring_bits=64,
+        input_shape=(channels, GRID, GRID),
+        fraction_bits=20,
+        weight_fraction_bits=20,
+        input_bound=FEATURE_BOUND,
+        output_bound=2.0**20,
+        output="head",
+        layers=(ConvolutionLayer(name="head", source=INPUT, out_channels=3, kernel=(1, 1)),),
+    )
+
+
+def trunk_card(trunk: Trunk) -> TrunkCard:
+    """Describe the public part."""
+    return TrunkCard(name=TRUNK_NAME, sha256=TRUNK_SHA256, taps=trunk.taps, source=texts.TRUNK_SOURCE)
 
 
 def train_head(

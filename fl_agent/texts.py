@@ -74,6 +74,50 @@ LIMITS_DEEP = (
 )
 
 
+NOT_CALIBRATED = (
+    "None: the softmax of the logits as the training left them; each hospital judges it on its own patients"
+)
+FEDERATED_DATA = (
+    "Patients of the consortium's hospitals who agreed to training, one study each; no image left its hospital"
+)
+FEDERATED_LICENCE = "Not published"
+FEDERATED_SPLIT = (
+    "All were training patients; each hospital evaluates the model on patients of its own before it is used"
+)
+FEDERATED_ACCOUNTANT = (
+    "Renyi DP of all sums of the run (Mironov et al. 2019; Kairouz, Liu, Steinke 2021), as many as a hospital may have "
+    "given at most; the hospitals' patient sets count as disjoint, and about how many patients each has as public."
+)
+FEDERATED_NOT_COVERED = (
+    "What the recipe (steps, clip, learning rate) was chosen by, if patients of the consortium had a part in that; a "
+    "patient of two hospitals loses the epsilon of both."
+)
+FEDERATED_LIMITS = (
+    "No test figures: the training saw sums alone. Each hospital must evaluate the model before it is used.",
+    "The network sees the image squashed to a square, as its training images were; the field of view matters.",
+    "The training knew three answers alone: other findings (effusion, heart failure, devices) were not labelled.",
+    "Probabilities hold where the three classes are as frequent as in the training; elsewhere they must be shifted.",
+    "The evidence map shows which positions moved the logits; it does not outline a lesion.",
+)
+
+
+def distributed_noise(honest: int) -> str:
+    """Say where the noise of secure sums comes from."""
+    return (
+        "Discrete Gaussian, a share from each hospital, added before masking (Canonne, Kamath, Steinke 2020), from "
+        f"AES-256-CTR keyed by the operating system; epsilon counts on {honest} hospitals that keep their share to "
+        "themselves, epsilon_alone on none"
+    )
+
+
+def federated_course(sites: int, rounds: int, plan: str) -> str:
+    """Say how a federated model was made."""
+    return (
+        f"Trained by {sites} hospitals in {rounds} rounds of secure aggregation under the plan with SHA-256 {plan}; no "
+        "hospital's own update, loss or metric was known to anybody else."
+    )
+
+
 def how_split(share: float, seed: int) -> str:
     """Say how the splits were made."""
     return (

@@ -68,7 +68,9 @@ class OperatingPoint(Part):
 
     absent_below: Probability = Field(description="absent where the probability is less")
     present_from: Probability = Field(description="present where it is at least this; undetermined between the two")
-    undetermined_share: Probability = Field(description="share of the validation images in the band between")
+    undetermined_share: Probability | None = Field(
+        default=None, description="share of the validation images in the band between, where that was measured"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -177,6 +177,27 @@ privacy_ledger = sa.Table(
     sa.UniqueConstraint("token", "event", name="uq_privacy_ledger_transition"),
 )
 
+#: Training runs with other hospitals that this site agreed to (`fl_agent/agent`).
+federated_run = sa.Table(
+    "federated_run",
+    metadata,
+    sa.Column("run", sa.String(32), primary_key=True),
+    sa.Column("plan", sa.Text, nullable=False),
+    sa.Column("over", sa.Boolean, nullable=False, default=False),
+    sa.Column("at", sa.Float, nullable=False),
+)
+
+#: What was reserved for a run, by the ledger's token, and how often the site has contributed under it.
+federated_spending = sa.Table(
+    "federated_spending",
+    metadata,
+    sa.Column("token", sa.String(32), primary_key=True),
+    sa.Column("run", sa.String(32), sa.ForeignKey("federated_run.run"), nullable=False, index=True),
+    sa.Column("release", sa.String(32), nullable=False),
+    sa.Column("each", sa.Integer, nullable=False),
+    sa.Column("taken", sa.Integer, nullable=False, default=0),
+)
+
 
 class Database:
     """A pool of connections to the site's records.

@@ -32,6 +32,19 @@ Place = Literal[
     "ledger-written",
     "ledger-committed",
     "handover-noted",
+    "agent-reserved",
+    "agent-accepted",
+    "agent-entered",
+    "agent-begun",
+    "agent-counted",
+    "agent-masked",
+    "agent-settled",
+    "coordinator-opened",
+    "coordinator-numbered",
+    "coordinator-summed",
+    "coordinator-recorded",
+    "coordinator-stored",
+    "coordinator-published",
 ]
 PLACES: Final[tuple[Place, ...]] = get_args(Place)
 _ARMED: Final = os.environ.get("VEILRAY_FAILPOINT")

@@ -261,6 +261,33 @@ class HandoverSettings(Section):
     )
 
 
+Key = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class FederationSettings(Section):
+    """What this site allows in training with other hospitals, whatever the coordinator proposes."""
+
+    identity_file: Path = Field(description="this site's Ed25519 key (PEM, mode 0600), made at first use")
+    coordinator: Key = Field(description="the coordinator's public key, hexadecimal")
+    roster: tuple[Key, ...] = Field(description="public keys of the hospitals that may be in a cohort with this one")
+    minimum_cohort: int = Field(
+        default=5, ge=3, description="hospitals at least; with 3, two who collude learn the third's update"
+    )
+    minimum_patients: int = Field(default=100, ge=1, description="patients of this site who must agree, at least")
+    maximal_epsilon: float = Field(default=3.0, gt=0, description="largest epsilon of one run, at the delta above")
+    maximal_epsilon_alone: float | None = Field(
+        default=None, gt=0, description="largest epsilon of one run if every other hospital colludes"
+    )
+    modes: tuple[Literal["site", "distributed"], ...] = Field(
+        default=("site", "distributed"), description="who may add the noise: this site all of it, or its share"
+    )
+    plans: tuple[Key, ...] = Field(default=(), description="hashes of the plans that are allowed; any when empty")
+    socket: Path | None = Field(
+        default=None, description="Unix socket at which the courier brings frames; agent.sock in state_dir when absent"
+    )
+    socket_group: str | None = Field(default=None, description="group whose members may bring frames")
+
+
 class TrainingSettings(Section):
     """What this site contributes to training with other hospitals."""
 
@@ -277,6 +304,7 @@ class TrainingSettings(Section):
     handover: HandoverSettings = Field(
         default=HandoverSettings(), description="when a model that the consortium made may answer here"
     )
+    federation: FederationSettings | None = Field(default=None, description="none where this site trains with nobody")
 
 
 class JobSettings(Section):
@@ -334,6 +362,12 @@ class Settings(Section):
     def database_url(self) -> str:
         """The URL of the site's database."""
         return self.database.url or f"sqlite:///{self.site.state_dir / 'veilray.sqlite3'}"
+
+    @property
+    def agent_socket(self) -> Path:
+        """Where the courier brings the frames of training runs."""
+        chosen = self.training.federation.socket if self.training.federation else None
+        return chosen or self.site.state_dir / "agent.sock"
 
     @property
     def training_key(self) -> Path:

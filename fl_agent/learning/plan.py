@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import cached_property
+from functools import lru_cache
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -127,13 +127,12 @@ class Plan(Terms):
         """Secure sums that lead to the model."""
         return self.descent.rounds + (self.centre is not None)
 
-    @cached_property
+    @property
     def content(self) -> bytes:
         """The canonical bytes."""
-        dumped = self.model_dump(mode="json")
-        return json.dumps(dumped, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+        return _canonical(self)
 
-    @cached_property
+    @property
     def digest(self) -> bytes:
         """SHA-256 of the canonical bytes."""
         return hashlib.sha256(self.content).digest()
@@ -160,6 +159,12 @@ class Plan(Terms):
     def member(self, identity: bytes) -> Member:
         """Look a member up by its raw key; KeyError where it is none."""
         return {one.identity: one for one in self.members}[identity.hex()]
+
+
+@lru_cache(maxsize=256)  # and no cached property, which `model_copy` would copy
+def _canonical(plan: Plan) -> bytes:
+    dumped = plan.model_dump(mode="json")
+    return json.dumps(dumped, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def _malformed() -> ProtocolError:

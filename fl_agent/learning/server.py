@@ -42,6 +42,8 @@ class Training:
         Iterates in `average`.
     least : float
         The least loss.
+    undetermined : float or None
+        Mean over the late rounds of the share between the operating points; None where nobody measured it.
     """
 
     done: int
@@ -53,6 +55,7 @@ class Training:
     best: Array
     averaged: int = 0
     least: float = np.inf
+    undetermined: float | None = None
 
     @classmethod
     def start(cls, plan: Plan) -> Training:
@@ -66,16 +69,18 @@ class Training:
 
     def encode(self) -> bytes:
         """Write it as safetensors."""
-        return save({name: np.atleast_1d(np.asarray(value, np.float64)) for name, value in vars(self).items()})
+        held = {name: value for name, value in vars(self).items() if value is not None}
+        return save({name: np.atleast_1d(np.asarray(value, np.float64)) for name, value in held.items()})
 
     @classmethod
     def read(cls, content: bytes) -> Training:
         """Read what `encode` wrote."""
         found: dict[str, Any] = load(content)
-        numbers = {name: float(found.pop(name)[0]) for name in ("done", "averaged", "least")}
-        return cls(
-            **found, done=int(numbers["done"]), averaged=int(numbers["averaged"]), least=numbers["least"]
-        )  # fmt: skip
+        for name in ("done", "averaged", "least", "undetermined"):
+            if name in found:
+                found[name] = float(found[name][0])
+        found |= {name: int(found[name]) for name in ("done", "averaged")}
+        return cls(**found)
 
 
 def after(
@@ -110,6 +115,9 @@ def after(
         measured = metrics.read(sums[1] * units, drawn)
         if measured.loss < training.least:
             training = replace(training, least=measured.loss, best=training.weights)
+        if training.averaged:
+            share = training.undetermined if training.undetermined is not None else measured.undetermined
+            training = replace(training, undetermined=share + (measured.undetermined - share) / training.averaged)
     return _stepped(plan, training, _change(plan, training, sums[0], survivors)), measured
 
 

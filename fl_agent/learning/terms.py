@@ -100,15 +100,17 @@ def metrics_noise(plan: Plan) -> float:
     return plan.descent.noise_multiplier / plan.metrics_weight
 
 
-def spendings(plan: Plan, release: Release, patients: int = 1, attempts: int | None = None) -> tuple[Spending, ...]:
+def spendings(
+    plan: Plan, release: Release, patients: int | None = None, attempts: int | None = None
+) -> tuple[Spending, ...]:
     """Describe, for the ledger and the card, what contributions to one kind of sum do to a site's patients.
 
     Parameters
     ----------
     plan : Plan
     release : Release
-    patients : int
-        Of the site.
+    patients : int, optional
+        Of the site, which its ledger asks for and a card never tells.
     attempts : int, optional
         Contributions; as many as the plan allows where absent.
     """
@@ -146,7 +148,7 @@ def spendings(plan: Plan, release: Release, patients: int = 1, attempts: int | N
 
 @dataclass(frozen=True)
 class Epsilons:
-    """What a run costs one patient at the plan's delta.
+    """What a run costs one patient.
 
     Attributes
     ----------
@@ -161,7 +163,7 @@ class Epsilons:
 
 
 @lru_cache(maxsize=4096)
-def epsilons(plan: Plan, attempts: tuple[int, ...] | None = None) -> Epsilons:
+def epsilons(plan: Plan, attempts: tuple[int, ...] | None = None, delta: float | None = None) -> Epsilons:
     """Account a run.
 
     Parameters
@@ -169,6 +171,8 @@ def epsilons(plan: Plan, attempts: tuple[int, ...] | None = None) -> Epsilons:
     plan : Plan
     attempts : tuple of int, optional
         Contributions to each of `releases`; as many as the plan allows where absent.
+    delta : float, optional
+        The plan's where absent.
     """
     kinds = releases(plan)
     times = [one.attempts for one in kinds] if attempts is None else list(attempts)
@@ -179,7 +183,7 @@ def epsilons(plan: Plan, attempts: tuple[int, ...] | None = None) -> Epsilons:
         for spending in spendings(plan, release, attempts=count)
     ]
     claimed, alone = (
-        accountant.total(accountant.loss(one, alone=colluding) for one in spent).planned(plan.delta)
+        accountant.total(accountant.loss(one, alone=colluding) for one in spent).planned(delta or plan.delta)
         for colluding in (False, True)
     )
     return Epsilons(claimed, alone)

@@ -1,0 +1,291 @@
+"""Joining, rounds and end of a federated run: the server of McMahan et al. 2017 (arXiv 1602.05629), killed at any time.
+
+::
+
+    JOINING   the plan goes to all members                until all answered or the time is up
+    ROUNDS    one secure sum after the other              a lost round costs its number and is repeated
+    END       the candidate is published, sites are told
+
+Where a run stands follows from `records` alone, so a killed coordinator goes on where it was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from dicom_node.core import failpoint, logs
+from dicom_node.core.errors import ProtocolError, Unavailable
+
+from ..courier.courier import Courier
+from ..learning import envelope as wire
+from ..learning import server as learning
+from ..learning import terms
+from ..learning.envelope import Envelope, Kind
+from ..learning.metrics import Metrics
+from ..learning.plan import Plan
+from ..runreport import record
+from ..runreport.record import End, RoundRecord, RunRecord
+from ..secagg.server import Server
+from .candidate import Publisher
+from .patience import Patience, Timing
+from .records import ACCEPTED, FINISHED, Records, Run
+from .secure_sum import Course, SecureSum
+
+log = logs.get(__name__)
+#: What a site says that has lost the plan, as after its database was made anew.
+FORGOTTEN = "unknown-run"
+#: What a site says that can take no part in any further round; other reasons may pass.
+FINAL = frozenset({"contributions-used", "run-over"})
+
+
+class Coordinator:
+    """The coordinator of one run at a time.
+
+    Parameters
+    ----------
+    identity : Ed25519PrivateKey
+        Its public half is what the sites pinned.
+    records : Records
+    courier : Courier
+    folder : Path
+        Holds a folder of records for each run.
+    publisher : Publisher or None
+        Makes the signed candidate; None ends a run without one.
+    timing : Timing
+    clock : callable
+        Seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        identity: Ed25519PrivateKey,
+        records: Records,
+        courier: Courier,
+        folder: Path,
+        publisher: Publisher | None,
+        timing: Timing,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._identity, self._records, self._courier, self._folder = identity, records, courier, folder
+        self._publisher, self._timing, self._clock = publisher, timing, clock
+        self._patience = Patience()
+
+    def open(self, plan: Plan) -> None:
+        """Begin a run; `run_once` does the rest.
+
+        Raises
+        ------
+        ConfigError
+            A run for this version of the model is there already (``run-exists``).
+        """
+        now = self._clock()
+        self._records.open(plan, now)
+        failpoint.reach("coordinator-opened")
+
+    def folder(self, plan: Plan) -> Path:
+        """Return where a run's records for people are."""
+        return self._folder / plan.run
+
+    def run_once(self) -> bool:
+        """Do the next piece of work of the newest run: an exchange of plans, a round, or its end.
+
+        Returns
+        -------
+        bool
+            Whether there was anything to do.
+
+        Raises
+        ------
+        Unavailable
+            Too few sites can be reached or answered; call again later.
+        """
+        current = self._records.newest()
+        if current is None:
+            return False
+        if current.over:
+            return self._tell_the_end(current)
+        self._note_the_run(current.plan)
+        if current.training.done == current.plan.sums:
+            self._finish(current)
+            return True
+        if self._propose(current):
+            return True
+        self._round(current)
+        return True
+
+    def _propose(self, current: Run) -> bool:
+        """Bring the plan to connected sites that have not answered; return whether to look again before a round."""
+        asked = self._courier.connected() & {name for name, answer in current.answers.items() if not answer}
+        asked = frozenset(self._patience.asked(asked, current.number + 1))
+        joining = not current.number and self._clock() < current.at + self._timing.joining
+        if not asked:
+            missing = any(not answer for answer in current.answers.values())
+            if joining and missing and len(current.accepted) < len(current.answers):
+                raise Unavailable("some sites have not answered to the plan yet", code="joining")
+            self._require_enough(current, current.accepted)
+            return False
+        envelope = Envelope(Kind.PLAN, bytes.fromhex(current.plan.run), current.plan.content)
+        left = current.at + self._timing.joining - self._clock()
+        for name, code in self._ask(current, asked, envelope, left if joining else self._timing.probe):
+            self._records.answered(current.plan, name, code or ACCEPTED)
+        return joining
+
+    def _require_enough(self, current: Run, sites: Collection[str]) -> None:
+        """Make sure that a cohort of these sites has terms."""
+        needed = self._needed(current.plan)
+        if len(sites) < needed:
+            answers = [answer for answer in current.answers.values() if answer not in {"", ACCEPTED}]
+            if len(current.answers) - len(answers) < needed:
+                log.error("run-refused", count=len(answers), code=answers[0])
+                self._end(current, answers[0])
+            raise Unavailable(
+                f"{len(sites)} sites can be asked and {needed} are needed; start the others", code="too-few-sites"
+            )
+
+    @staticmethod
+    def _needed(plan: Plan) -> int:
+        return max(3, plan.honest)
+
+    def _round(self, current: Run) -> None:
+        plan, began = current.plan, time.monotonic()
+        there = current.accepted & self._courier.connected()
+        sites = self._patience.asked(there, current.number + 1)
+        if len(sites) < self._needed(plan):
+            sites = sorted(there)  # nobody's time is saved by waiting: those who were silent are asked, too
+        self._require_enough(current, sites)
+        identities = {one.identity: one.name for one in plan.members if one.name in sites}
+        state = current.training.state().encode()
+        release = terms.release_at(plan, current.training.done)
+        number = self._records.numbered(current, terms.releases(plan).index(release))
+        failpoint.reach("coordinator-numbered")
+        header = terms.header(
+            plan, current.training.done, state, number, [bytes.fromhex(one) for one in identities]
+        )  # fmt: skip
+        names = {user: identities[key.hex()] for user, key in enumerate(header.cohort, start=1)}
+        server = Server(header, self._identity)
+        work = SecureSum(server, names, self._courier, self._timing)
+        try:
+            work.run(state, self._identity, probes=self._patience.probes(sites))
+        except (Unavailable, ProtocolError) as error:
+            self._records.lost(plan, number, error.code, self._clock())
+            self._note_sites(plan, sites, number, work.course)
+            raise Unavailable(f"round {number} gave no sum: {error}", code=error.code) from error
+        failpoint.reach("coordinator-summed")
+        survivors = [one for one in plan.members if one.name in {names[user] for user in server.survivors}]
+        training, measured = learning.after(plan, current.training, server.result(), survivors)
+        opened = (*current.opened, 0, 0)[: len(terms.releases(plan))]
+        counted = tuple(
+            min(one.attempts, count + (one is release)) for one, count in zip(terms.releases(plan), opened, strict=True)
+        )
+        seconds = time.monotonic() - began
+        self._record_round(plan, training.done, seconds, len(survivors), work.course, measured, counted)
+        failpoint.reach("coordinator-recorded")
+        self._records.advanced(plan, number, training, len(survivors), self._clock())
+        failpoint.reach("coordinator-stored")
+        self._note_sites(plan, sites, number, work.course)
+        log.info("round-summed", kind=release.name, count=len(survivors), duration_s=round(seconds, 3))
+
+    def _note_sites(self, plan: Plan, sites: Collection[str], number: int, course: Course) -> None:
+        for name in sites:
+            self._patience.note(name, number, silent=name in course.silent or name in course.refused)
+            code = course.refused.get(name)
+            if code == FORGOTTEN or code in FINAL:
+                self._records.answered(plan, name, "" if code == FORGOTTEN else code)
+
+    def _finish(self, current: Run) -> None:
+        plan = current.plan
+        version = ""
+        if self._publisher is not None:
+            self._publisher.publish(plan, current.training)
+            version = plan.version
+        failpoint.reach("coordinator-published")
+        record.append(self.folder(plan), End("published" if version else "finished", candidate=version))
+        self._records.ended(plan, FINISHED)
+        log.info("run-finished", version=version)
+
+    def _end(self, current: Run, code: str) -> None:
+        record.append(self.folder(current.plan), End("stopped", code=code))
+        self._records.ended(current.plan, code)
+
+    def _tell_the_end(self, current: Run) -> bool:
+        """Let the sites close their reservations."""
+        envelope = Envelope(Kind.END, bytes.fromhex(current.plan.run))
+        asked = current.untold & self._courier.connected()
+        told = [name for name, code in self._ask(current, asked, envelope, self._timing.stage) if not code]
+        for name in told:
+            self._records.told(current.plan, name)
+        return bool(told)
+
+    def _ask(
+        self, current: Run, sites: Collection[str], envelope: Envelope, wait: float
+    ) -> list[tuple[str, str]]:  # fmt: skip
+        """Bring a frame to some sites and return who answered, with the code of a refusal or an empty text."""
+        question = envelope.sealed(self._identity)
+        keys = {one.name: bytes.fromhex(one.identity) for one in current.plan.members}
+        found = []
+        if not sites:
+            return []
+        for name, answer in self._courier.exchange(dict.fromkeys(sorted(sites), question), wait):
+            try:
+                found.append((name, wire.read_answer(wire.opened(answer, keys[name]), question)))
+            except ProtocolError as error:
+                log.warning("site-refused", peer=name, **logs.describe(error))
+        for name in sites:
+            self._patience.note(name, current.number, silent=name not in dict(found))
+        return found
+
+    def _note_the_run(self, plan: Plan) -> None:
+        """Write the head of the record for people, once."""
+        if (self.folder(plan) / record.FILE).exists():
+            return
+        descent = plan.descent
+        chosen = {
+            "rounds": str(descent.rounds), "sampling rate": f"{descent.sampling_rate:g}", "clip": f"{descent.clip:g}",
+            "learning rate": f"{descent.learning_rate:g}", "momentum": f"{descent.momentum:g}",
+            "noise multiplier": f"{descent.noise_multiplier:g}", "local steps": str(descent.local_steps),
+            "honest hospitals": str(plan.honest), "plan": plan.digest.hex(),
+        }  # fmt: skip
+        record.append(
+            self.folder(plan),
+            RunRecord(
+                run=plan.run,
+                model=f"{plan.network} {plan.version}",
+                mode=plan.mode,
+                delta=plan.delta,
+                sites=tuple(one.name for one in plan.members),
+                planned=plan.sums,
+                started_at=self._clock(),
+                settings=chosen,
+            ),
+        )
+
+    def _record_round(
+        self,
+        plan: Plan,
+        done: int,
+        seconds: float,
+        survivors: int,
+        course: Course,
+        measured: Metrics | None,
+        counted: tuple[int, ...],
+    ) -> None:
+        cost = terms.epsilons(plan, counted)
+        found = {} if measured is None else {"auc": measured.auc, "accuracy": measured.accuracy}
+        record.append(
+            self.folder(plan),
+            RoundRecord(
+                round=done,
+                seconds=seconds,
+                survivors=survivors,
+                bytes_up=dict(course.up),
+                bytes_down=dict(course.down),
+                loss=None if measured is None else measured.loss,
+                metrics=found,
+                epsilon={one.name: cost.alone for one in plan.members},
+                distributed_epsilon=cost.claimed if plan.mode == "distributed" else None,
+            ),
+        )
