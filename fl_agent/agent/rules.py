@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dicom_node.core.errors import Refused
-from dicom_node.core.settings import FederationSettings, PrivacySettings
+from dicom_node.core.training_settings import FederationSettings, PrivacySettings
 
 from ..learning.plan import MODES, Plan
 from ..learning.terms import epsilons

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dicom_node.core.settings import HandoverSettings
+from dicom_node.core.training_settings import HandoverSettings
 
 from .evaluation import Comparison
 

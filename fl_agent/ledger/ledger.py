@@ -17,7 +17,7 @@ from dicom_node.core import failpoint
 from dicom_node.core.audit import Outcome
 from dicom_node.core.database import Database
 from dicom_node.core.errors import ConfigError, Refused
-from dicom_node.core.settings import PrivacySettings
+from dicom_node.core.training_settings import PrivacySettings
 
 from . import accountant
 from .entries import BEFORE, Entry, State, append, entries, lock, note

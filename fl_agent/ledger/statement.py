@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from dicom_node.core.settings import PrivacySettings
+from dicom_node.core.training_settings import PrivacySettings
 
 from . import accountant
 from .entries import Entry, State

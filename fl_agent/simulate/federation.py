@@ -13,7 +13,7 @@ from typing import Self
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dicom_node.core.database import Database
-from dicom_node.core.settings import FederationSettings, PrivacySettings
+from dicom_node.core.training_settings import FederationSettings, PrivacySettings
 
 from ..agent.agent import Agent
 from ..agent.rules import Rules

@@ -14,7 +14,8 @@ from pydantic import Field
 from dicom_node.core import logs, settings
 from dicom_node.core.credentials import Credentials, Watched
 from dicom_node.core.errors import ConfigError
-from dicom_node.core.settings import Section, TlsSettings
+from dicom_node.core.section import Section
+from dicom_node.core.settings import TlsSettings
 from dicom_node.core.tls import Fingerprint
 
 log = logs.get(__name__)

@@ -13,7 +13,7 @@ import pytest
 from dicom_node.core import failpoint
 from dicom_node.core.database import Database
 from dicom_node.core.errors import Unavailable
-from dicom_node.core.settings import PrivacySettings
+from dicom_node.core.training_settings import PrivacySettings
 from fl_agent.coordinator.patience import Timing
 from fl_agent.courier.courier import Handler
 from fl_agent.learning.plan import Plan

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dicom_node.core import settings
+from dicom_node.core import settings, training_settings
 from dicom_node.core.errors import ConfigError
+from dicom_node.core.section import Section
 
 MINIMAL = '[site]\nname = "Demo"\nstate_dir = "state"\n[inference]\nengine = "plaintext"\n'
 
@@ -60,12 +61,14 @@ def test_an_absent_file_is_a_config_error(tmp_path: Path) -> None:
 
 def test_every_setting_is_described() -> None:
     sections = [
-        value for value in vars(settings).values() if isinstance(value, type) and issubclass(value, settings.Section)
+        value
+        for value in (vars(settings) | vars(training_settings)).values()
+        if isinstance(value, type) and issubclass(value, Section)
     ]
     undescribed = [
         f"{section.__name__}.{name}"
         for section in sections
-        if section not in (settings.Section, settings.Settings)
+        if section not in (Section, settings.Settings)
         for name, field in section.model_fields.items()
         if not field.description
     ]

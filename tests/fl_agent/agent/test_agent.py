@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dicom_node.core import audit
 from dicom_node.core.database import audit_event
-from dicom_node.core.settings import FederationSettings, PrivacySettings
+from dicom_node.core.training_settings import FederationSettings, PrivacySettings
 from fl_agent.agent.agent import Agent
 from fl_agent.agent.rules import Rules
 from fl_agent.agent.runs import Runs

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dicom_node.core.database import job
 from dicom_node.core.errors import Refused
-from dicom_node.core.settings import HandoverSettings
+from dicom_node.core.training_settings import HandoverSettings
 from dicom_node.training.diagnosis import Diagnosis
 from dicom_node.training.site_key import open_key
 from fl_agent.handover.evaluation import AsReported, InTheClear, evaluate

@@ -13,7 +13,7 @@ from typing import Any
 
 from dicom_node.core.database import Database
 from dicom_node.core.errors import Refused
-from dicom_node.core.settings import PrivacySettings
+from dicom_node.core.training_settings import PrivacySettings
 from fl_agent.ledger.ledger import Ledger
 from secure_infer.card import Mechanism
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from dicom_node.core import audit
 from dicom_node.core.database import Database, audit_event, privacy_ledger
 from dicom_node.core.errors import ConfigError, IntegrityError, Refused
-from dicom_node.core.settings import PrivacySettings
+from dicom_node.core.training_settings import PrivacySettings
 from fl_agent.ledger.accountant import loss, total
 from fl_agent.ledger.entries import State
 from fl_agent.ledger.ledger import Ledger
