@@ -17,6 +17,7 @@ from secure_infer.card import ModelCard
 from secure_infer.models import ModelStore, public_hex, signing_key
 from secure_infer.networks import ARCHITECTURES
 
+from .courier.nvflare.cli import consortium, provision, relay
 from .handover.cli import app as candidates
 from .ledger.cli import budget
 from .order import HEAD, Order
@@ -25,6 +26,9 @@ from .runreport.cli import progress, report
 
 app = cli.new_app("Train pneumonia models with differential privacy.")
 app.command()(budget)
+app.command()(provision)
+app.command()(relay)
+app.add_typer(consortium, name="consortium")
 app.command()(progress)
 app.command()(report)
 app.add_typer(candidates, name="candidates")

@@ -37,6 +37,7 @@ DOORS = {
     "alembic": ("dicom_node.core",),
     "numba": ("secure_infer.protocol.kernels",),
     "matplotlib": ("fl_agent.runreport.charts",),
+    "nvflare": ("fl_agent.courier.nvflare",),
     "gdcm": ("dicom_node.pixels",),
 }
 FORBIDDEN = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}

@@ -21,6 +21,8 @@ from pydantic_core import PydanticUndefined
 from dicom_node.__main__ import app as dicom_node
 from dicom_node.core import settings
 from dicom_node.core.pki import Authority
+from fl_agent.__main__ import app as fl_agent
+from fl_agent.courier.nvflare.consortium import ConsortiumSettings
 from secure_infer.__main__ import app as secure_infer
 from secure_infer.dealer import DealerSettings
 from secure_infer.party import PartySettings
@@ -30,11 +32,13 @@ EXAMPLES = {
     "site.example.toml": settings.Settings,
     "party.example.toml": PartySettings,
     "dealer.example.toml": DealerSettings,
+    "consortium.example.toml": ConsortiumSettings,
 }
 UNITS = sorted((CONFIG / "systemd").glob("*.service"))
 COMMANDS = {
     "dicom-node": {command.callback.__name__ for command in dicom_node.registered_commands},
     "secure-infer": {command.callback.__name__ for command in secure_infer.registered_commands},
+    "fl-agent": {command.callback.__name__ for command in fl_agent.registered_commands},
 }
 
 
@@ -124,6 +128,14 @@ def test_a_unit_starts_a_command_that_exists_and_is_hardened(unit: Path) -> None
 
 def test_the_inference_worker_cannot_listen() -> None:
     assert parse(CONFIG / "systemd" / "veilray-worker.service")["Service"]["SocketBindDeny"] == "any"
+
+
+def test_the_relay_is_a_user_of_its_own_and_whatever_it_starts_ends_with_it() -> None:
+    units = {unit.stem: parse(unit)["Service"] for unit in UNITS}
+    relay = units.pop("veilray-relay")
+    assert relay["User"] not in {service["User"] for service in units.values()}
+    assert relay["KillMode"] == "control-group"
+    assert "-/var/lib/veilray" in relay["InaccessiblePaths"].split()
 
 
 def test_systemd_rates_every_unit_as_hardened(tmp_path: Path) -> None:

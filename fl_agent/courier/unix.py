@@ -6,7 +6,6 @@ can be said: whoever speaks here for a stranger can hand over bytes, and asks fo
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import socket
@@ -29,6 +28,7 @@ LENGTH: Final = struct.Struct(">I")
 LONGEST: Final = 1 << 26
 #: For a caller to bring its whole question, and to take the whole answer once the handler has it, seconds.
 BRING_S: Final = 30.0
+IN_ONE_PIECE: Final = 1 << 16
 #: ``sun_path`` holds 108 bytes, the last of them zero.
 LONGEST_PATH: Final = 107
 
@@ -56,8 +56,7 @@ class Server:
     def __init__(self, path: Path, handler: Handler, group: str | None = None) -> None:
         self.path = path
         _check(path)
-        with contextlib.suppress(OSError):
-            _dial(path, BRING_S).close()
+        if served(path):
             raise ConfigError(f"another process serves {path}; stop it or choose another path", code="socket-in-use")
         try:
             path.unlink(missing_ok=True)
@@ -96,6 +95,15 @@ class Server:
 def serve(path: Path, handler: Handler, group: str | None = None) -> Server:
     """Answer questions at a socket in threads of their own; see `Server`."""
     return Server(path, handler, group)
+
+
+def served(path: Path) -> bool:
+    """Say whether somebody serves the socket, without asking anything."""
+    try:
+        _dial(path, BRING_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def ask(path: Path, frame: bytes, timeout_s: float) -> bytes:
@@ -155,6 +163,9 @@ class _Conversation(socketserver.BaseRequestHandler):
 
     def handle(self) -> None:
         try:
+            self.request.settimeout(BRING_S)
+            if not self.request.recv(1, socket.MSG_PEEK):
+                return  # only looked whether we are here
             question = _receive(self.request, time.monotonic() + BRING_S)
             answer = self.server.handler(question)
             _send(self.request, answer, time.monotonic() + BRING_S)
@@ -183,7 +194,9 @@ def _dial(path: Path, timeout_s: float) -> socket.socket:
 def _send(connection: socket.socket, frame: bytes, deadline: float) -> None:
     if len(frame) > LONGEST:
         raise ProtocolError(f"a frame of {len(frame)} bytes, {LONGEST} may go", code="frame-too-long")
-    for part in (LENGTH.pack(len(frame)), frame):
+    # Nothing may follow a whole question: its reader may have answered and gone. So a short one goes out in one piece.
+    length = LENGTH.pack(len(frame))
+    for part in (length, frame) if len(frame) > IN_ONE_PIECE else (length + frame,):
         connection.settimeout(max(deadline - time.monotonic(), 1e-3))
         connection.sendall(part)
 

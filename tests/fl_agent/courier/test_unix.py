@@ -68,6 +68,16 @@ def test_nobody_there_is_said_at_once(path: Path):
     assert caught.value.code == "socket-away"
 
 
+def test_one_may_look_whether_a_socket_is_served_without_asking(path: Path):
+    asked: list[bytes] = []
+    assert not unix.served(path)
+    with unix.serve(path, lambda question: asked.append(question) or b""):
+        assert unix.served(path)
+        unix.ask(path, b"asked", LONG_S)
+    assert asked == [b"asked"]
+    assert not unix.served(path)
+
+
 def test_an_answer_that_takes_too_long_is_given_up(path: Path):
     never = threading.Event()
     with unix.serve(path, lambda _: bytes(never.wait(LONG_S))), pytest.raises(Unavailable) as caught:

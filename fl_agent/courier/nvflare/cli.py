@@ -1,0 +1,69 @@
+"""The commands around the NVFlare courier: `provision`, `relay` and `consortium`."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from dicom_node.core import cli, settings
+from dicom_node.core.errors import ConfigError
+
+from . import local, run
+from .consortium import ConsortiumSettings
+
+Kits = Annotated[Path, typer.Option(help="Folder that `fl-agent provision` made.", exists=True, file_okay=False)]
+consortium = cli.new_app("Start, stop and look at the relays of a whole consortium on this machine, for trials.")
+
+
+def provision(
+    config: Annotated[Path, typer.Option(help="Who takes part: consortium.toml.", exists=True, dir_okay=False)],
+    out: Annotated[Path, typer.Option(help="Takes a start-up kit for the coordinator and for each hospital.")],
+) -> None:
+    """Make the start-up kits of a consortium that do not exist yet."""
+    try:
+        kits = importlib.import_module(".provision", __package__)
+    except ModuleNotFoundError as error:
+        raise ConfigError("NVFlare is not installed: pip install 'veilray[consortium]'", code="no-nvflare") from error
+    console = Console()
+    for name in kits.provision(settings.read(config, ConsortiumSettings), out):
+        console.print(f"made {out / name}", soft_wrap=True, highlight=False)
+    console.print(
+        f"{out / 'authority'} signs kits: keep it offline. Hand each kit over on a trusted way, and delete it."
+    )
+
+
+def relay(
+    kit: Annotated[Path, typer.Option(help="This site's start-up kit.", exists=True, file_okay=False)],
+    state: Annotated[Path, typer.Option(help="Folder that the relay may write to; its own.")],
+    socket: Annotated[
+        Path, typer.Option(help="At a hospital the agent's socket; at the coordinator the one to serve.")
+    ],
+) -> None:
+    """Carry frames between coordinator and hospitals, without a look at data, until stopped."""
+    run.run(kit, state, socket)
+
+
+@consortium.command()
+def start(kits: Kits) -> None:
+    """Start the relays of all kits and wait until the coordinator reaches its server."""
+    local.start(kits)
+    status(kits)
+
+
+@consortium.command()
+def stop(kits: Kits) -> None:
+    """Stop the relays of all kits."""
+    local.stop(kits)
+    status(kits)
+
+
+@consortium.command()
+def status(kits: Kits) -> None:
+    """Say which relays run."""
+    console = Console()
+    for name, pid in local.running(kits).items():
+        console.print(f"{name}: {'stopped' if pid is None else f'running, process {pid}'}", highlight=False)

@@ -1,0 +1,239 @@
+"""A consortium's NVFlare processes over mutual TLS: frames pass, faults stay where they are, no command is obeyed."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from zipfile import ZipFile
+
+import pytest
+from nvflare.private.defs import RequestHeader, SysCommandTopic, TrainingTopic
+
+from dicom_node.core.errors import Unavailable
+from dicom_node.launch import free_port
+from fl_agent.courier import unix
+from fl_agent.courier.nvflare import local, policy
+from fl_agent.courier.nvflare.consortium import ConsortiumSettings
+from fl_agent.courier.nvflare.courier import NVFlareCourier
+from fl_agent.courier.nvflare.provision import provision
+from tests.system import hostile_coordinator
+
+HOSPITALS = ("north", "east", "south")
+#: A hospital with NVFlare's own client: its policy files are ours, but it lacks our relay.
+STOCK = "stock"
+CANARY = secrets.token_bytes(24)
+LONG_S = 30.0
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Consortium:
+    """Three hospitals whose agents answer with their name and the frame, and the coordinator's courier."""
+
+    def __init__(self, folder: Path) -> None:
+        self.kits = folder
+        hospitals = (*HOSPITALS, STOCK)
+        provision(ConsortiumSettings(name="lungs", host="localhost", port=free_port(), hospitals=hospitals), folder)
+        self._change("coordinator", components=[{"id": "hostile", "path": hostile_coordinator.CLASS, "args": {}}])
+        managers = "nvflare.app_common.resource_managers.list_resource_manager.ListResourceManager"
+        launcher = "nvflare.app_common.job_launcher.client_process_launcher.ClientProcessJobLauncher"
+        stock = [
+            {"id": "resource_manager", "path": managers, "args": {"resources": {}}},
+            {"id": "process_launcher", "path": launcher, "args": {}},
+        ]
+        started = folder / STOCK / "startup" / "fed_client.json"
+        started.write_text(started.read_text().replace('"require_signed_jobs": true', '"require_signed_jobs": false'))
+        self._change(STOCK, components=stock, class_allow_list=[policy.SITE_RELAY])
+        local.start(folder)
+        self.handlers: dict[str, Callable[[bytes], bytes]] = {}
+        self.agents = {name: self.agent(name) for name in HOSPITALS}
+        self.courier = NVFlareCourier(local.socket(folder, "coordinator"))
+
+    def _change(self, name: str, components: list[object], **other: object) -> None:
+        file = self.kits / name / "local" / "resources.json"
+        resources = json.loads(file.read_text())
+        kept = [] if name == STOCK else resources["components"]
+        file.write_text(json.dumps({**resources, **other, "components": [*kept, *components]}))
+
+    def agent(self, name: str) -> unix.Server:
+        def handle(frame: bytes) -> bytes:
+            return self.handlers.get(name, lambda frame: name.encode() + frame)(frame)
+
+        return unix.serve(local.socket(self.kits, name), handle)
+
+    def exchange(self, frame: bytes = CANARY, timeout_s: float = LONG_S) -> dict[str, bytes]:
+        return dict(self.courier.exchange(dict.fromkeys(HOSPITALS, frame), timeout_s))
+
+    def wait_for(self, names: frozenset[str]) -> None:
+        deadline = time.monotonic() + 60
+        while self.courier.connected() != names:
+            assert time.monotonic() < deadline, f"only {self.courier.connected()} can be reached"
+            time.sleep(0.1)
+
+    def kill(self, name: str) -> None:
+        pid = local.running(self.kits)[name]
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+
+    def command(self, site: str, topic: str, body: str | bytes, **headers: object) -> str:
+        """What a site says to a command of the hostile coordinator."""
+        zipped = isinstance(body, bytes)
+        text = base64.b64encode(body).decode() if isinstance(body, bytes) else body
+        asked = {"site": site, "topic": topic, "body": text, "zipped": zipped, "headers": headers}
+        socket = hostile_coordinator.socket(local.socket(self.kits, "coordinator"))
+        return unix.ask(socket, json.dumps(asked).encode(), LONG_S).decode()
+
+
+ALL = frozenset(HOSPITALS)
+
+
+@pytest.fixture(scope="module")
+def consortium() -> Iterator[Consortium]:
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:  # a socket's path is short
+        patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)  # for the hostile component
+        one = Consortium(Path(folder))
+        try:
+            one.wait_for(ALL)
+            yield one
+        finally:
+            local.stop(one.kits)
+            for agent in one.agents.values():
+                agent.close()
+
+
+@pytest.mark.parametrize("size", [0, 15_000, 3_000_000])
+def test_frames_pass_both_ways_to_the_bit(consortium: Consortium, size: int):
+    frame = os.urandom(size)
+    assert consortium.exchange(frame) == {name: name.encode() + frame for name in HOSPITALS}
+
+
+def test_each_site_gets_its_own_frame_and_strangers_are_left_out(consortium: Consortium):
+    frames = {"north": b"1", "south": b"2", "nowhere": b"3", "": b"4"}
+    assert dict(consortium.courier.exchange(frames, LONG_S)) == {"north": b"north1", "south": b"south2"}
+
+
+def test_an_agent_with_nothing_to_say_has_answered(consortium: Consortium):
+    consortium.handlers["east"] = lambda _: b""
+    assert consortium.exchange(b"!") == {"north": b"north!", "east": b"", "south": b"south!"}
+    consortium.handlers.clear()
+
+
+def test_an_agent_that_fails_is_a_drop_out(consortium: Consortium):
+    def fail(_: bytes) -> bytes:
+        raise ValueError("a fault of the agent")
+
+    consortium.handlers["east"] = fail
+    assert set(consortium.exchange()) == {"north", "south"}
+    consortium.handlers.clear()
+
+
+def test_an_agent_that_is_away_is_a_drop_out_and_may_return(consortium: Consortium):
+    consortium.agents["east"].close()
+    assert set(consortium.exchange()) == {"north", "south"}
+    assert consortium.courier.connected() == {"north", "south"}
+    consortium.agents["east"] = consortium.agent("east")
+    assert consortium.courier.connected() == ALL
+    assert set(consortium.exchange()) == ALL
+
+
+def test_a_slow_agent_stops_nobody(consortium: Consortium):
+    waiting = threading.Event()
+    consortium.handlers["east"] = lambda _: bytes(waiting.wait(LONG_S))
+    first = [site for site, _ in consortium.courier.exchange(dict.fromkeys(HOSPITALS, b""), 1.0)]
+    waiting.set()
+    consortium.handlers.clear()
+    assert set(first) == {"north", "south"}
+    assert set(consortium.exchange()) == ALL
+
+
+def app(config: dict[str, object], custom: str = "") -> bytes:
+    """An NVFlare app as a server deploys it: its client's configuration, and perhaps code of its own."""
+    packed = BytesIO()
+    with ZipFile(packed, "w") as zipped:
+        zipped.writestr("config/config_fed_client.json", json.dumps(config))
+        if custom:
+            zipped.writestr("custom/brought.py", custom)
+    return packed.getvalue()
+
+
+def executing(path: str, **args: object) -> dict[str, object]:
+    executor = {"path": path, "args": args}
+    return {"format_version": 2, "executors": [{"tasks": ["*"], "executor": executor}], "components": []}
+
+
+SUBPROCESS = "nvflare.app_common.launchers.subprocess_launcher.SubprocessLauncher"
+NESTED = {"path": "subprocess.Popen", "args": {"args": ["touch", "touched"]}}
+APPS = {
+    "code of its own": (app(executing("brought.Executor"), "import os\nos.system('touch touched')\n"), {"byoc": True}),
+    "code that is not announced": (app(executing("brought.Executor"), "open('touched', 'w')\n"), {}),
+    "byoc without code": (app(executing("subprocess.Popen", args=["touch", "touched"])), {"byoc": True}),
+    "a subprocess launcher": (app(executing(SUBPROCESS, script="touch touched")), {}),
+    "a nested subprocess": (app(executing("nvflare.app_common.executors.Nested", inner=NESTED)), {}),
+    "our own relay": (app(executing("fl_agent.courier.nvflare.site.SiteRelay")), {}),
+}
+
+
+def deploy(consortium: Consortium, site: str, name: str) -> list[str]:
+    """Deploy an app as a job and start it; what the site says to both."""
+    body, meta = APPS[name]
+    job = secrets.token_hex(8)
+    given = {"job_id": job, "job_name": "training", "resource_spec": {}, "min_clients": 1, **meta}
+    headers = {RequestHeader.JOB_ID: job, RequestHeader.JOB_META: given, RequestHeader.APP_NAME: "app"}
+    topics = {TrainingTopic.DEPLOY: body, TrainingTopic.START_JOB: "{}"}
+    return [consortium.command(site, topic, content, **headers) for topic, content in topics.items()]
+
+
+@pytest.mark.parametrize("name", APPS)
+def test_a_hospital_refuses_every_job(consortium: Consortium, name: str):
+    for site in HOSPITALS:
+        assert deploy(consortium, site, name) == ["invalid_request"] * 2
+        folder = local.state(consortium.kits, site)
+        assert not [path for path in folder.rglob("*") if path.name in ("touched", "brought.py")]
+    assert set(consortium.exchange()) == ALL
+
+
+@pytest.mark.parametrize(
+    "topic", [SysCommandTopic.SHELL, TrainingTopic.SHUTDOWN, TrainingTopic.RESTART, SysCommandTopic.SYS_INFO]
+)
+def test_a_hospital_obeys_no_command(consortium: Consortium, topic: str):
+    assert consortium.command("north", topic, f"cat {consortium.kits}/north/startup/client.key") == "invalid_request"
+    assert set(consortium.exchange()) == ALL
+
+
+def test_without_our_relay_policy_files_alone_keep_code_out_but_not_a_look_at_files_nor_jobs(consortium: Consortium):
+    key = consortium.kits / STOCK / "startup" / "client.key"
+    seen = consortium.command(STOCK, SysCommandTopic.SHELL, "cat startup/client.key")
+    assert seen.strip() == key.read_text().strip()
+    answers = {name: deploy(consortium, STOCK, name)[0] for name in APPS}
+    refused = {name for name, answer in answers.items() if "BYOC not permitted" in answer}
+    assert refused == {"code of its own", "code that is not announced"}
+    assert {answers[name] for name in APPS if name not in refused} == {"deployed app to stock"}
+
+
+def test_killed_relays_and_a_killed_server_stop_nobody_for_good(consortium: Consortium):
+    consortium.kill("north")
+    assert set(consortium.exchange(timeout_s=2.0)) == {"east", "south"}
+    consortium.kill("coordinator")
+    with pytest.raises(Unavailable) as caught:
+        consortium.exchange()
+    assert caught.value.code == "courier"
+    assert consortium.courier.connected() == frozenset()
+    local.start(consortium.kits)
+    consortium.wait_for(ALL)
+    assert set(consortium.exchange()) == ALL
+
+
+def test_nothing_of_a_frame_is_left_on_any_disk(consortium: Consortium):
+    assert set(consortium.exchange(CANARY * 1000)) == ALL
+    forms = (CANARY, base64.b64encode(CANARY)[:28], CANARY.hex().encode(), repr(CANARY)[2:-1].encode())
+    files = [path for path in (consortium.kits / local.STATE).rglob("*") if path.is_file()]
+    assert [path for path in files if path.name == "relay.log" and path.stat().st_size]
+    assert [path for path in files for form in forms if form in path.read_bytes()] == []
