@@ -6,7 +6,7 @@ from typing import Annotated, Final
 
 from pydantic import Field, field_validator
 
-from dicom_node.core.settings import Section
+from dicom_node.core.section import Section
 
 from .local import STATE
 from .wire import COORDINATOR

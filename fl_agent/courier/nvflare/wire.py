@@ -17,7 +17,7 @@ WAIT: Final = struct.Struct(">d")
 #: Longest wait for a site, seconds: an hour.
 LONGEST_S: Final = 3600.0
 #: For a site to say that its agent is there, seconds.
-PROBE_S: Final = 5.0
+PROBE_S: Final = 2.0
 #: Names the socket that a relay serves (coordinator) or asks (hospital).
 SOCKET: Final = "VEILRAY_COURIER_SOCKET"
 #: The coordinator's name among the kits; no hospital's.
