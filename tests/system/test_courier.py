@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
+import operator
 import os
 import secrets
-import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,13 +19,11 @@ import pytest
 from nvflare.private.defs import RequestHeader, SysCommandTopic, TrainingTopic
 
 from dicom_node.core.errors import Unavailable
-from dicom_node.launch import free_port
 from fl_agent.courier import unix
-from fl_agent.courier.nvflare import local, policy
-from fl_agent.courier.nvflare.consortium import ConsortiumSettings
-from fl_agent.courier.nvflare.courier import NVFlareCourier
-from fl_agent.courier.nvflare.provision import provision
+from fl_agent.courier.courier import Handler
+from fl_agent.courier.nvflare import local
 from tests.system import hostile_coordinator
+from tests.system.relays import Relays
 
 HOSPITALS = ("north", "east", "south")
 #: A hospital with NVFlare's own client: its policy files are ours, but it lacks our relay.
@@ -35,53 +33,18 @@ LONG_S = 30.0
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class Consortium:
-    """Three hospitals whose agents answer with their name and the frame, and the coordinator's courier."""
+ALL = frozenset(HOSPITALS)
+
+
+class Consortium(Relays):
+    """Three hospitals whose agents answer with their name and the frame, one without an agent, and a hostile server."""
 
     def __init__(self, folder: Path) -> None:
-        self.kits = folder
-        hospitals = (*HOSPITALS, STOCK)
-        provision(ConsortiumSettings(name="lungs", host="localhost", port=free_port(), hospitals=hospitals), folder)
-        self._change("coordinator", components=[{"id": "hostile", "path": hostile_coordinator.CLASS, "args": {}}])
-        managers = "nvflare.app_common.resource_managers.list_resource_manager.ListResourceManager"
-        launcher = "nvflare.app_common.job_launcher.client_process_launcher.ClientProcessJobLauncher"
-        stock = [
-            {"id": "resource_manager", "path": managers, "args": {"resources": {}}},
-            {"id": "process_launcher", "path": launcher, "args": {}},
-        ]
-        started = folder / STOCK / "startup" / "fed_client.json"
-        started.write_text(started.read_text().replace('"require_signed_jobs": true', '"require_signed_jobs": false'))
-        self._change(STOCK, components=stock, class_allow_list=[policy.SITE_RELAY])
-        local.start(folder)
-        self.handlers: dict[str, Callable[[bytes], bytes]] = {}
-        self.agents = {name: self.agent(name) for name in HOSPITALS}
-        self.courier = NVFlareCourier(local.socket(folder, "coordinator"))
+        super().__init__(folder, self.echoes(), (STOCK,), alter)
 
-    def _change(self, name: str, components: list[object], **other: object) -> None:
-        file = self.kits / name / "local" / "resources.json"
-        resources = json.loads(file.read_text())
-        kept = [] if name == STOCK else resources["components"]
-        file.write_text(json.dumps({**resources, **other, "components": [*kept, *components]}))
-
-    def agent(self, name: str) -> unix.Server:
-        def handle(frame: bytes) -> bytes:
-            return self.handlers.get(name, lambda frame: name.encode() + frame)(frame)
-
-        return unix.serve(local.socket(self.kits, name), handle)
-
-    def exchange(self, frame: bytes = CANARY, timeout_s: float = LONG_S) -> dict[str, bytes]:
-        return dict(self.courier.exchange(dict.fromkeys(HOSPITALS, frame), timeout_s))
-
-    def wait_for(self, names: frozenset[str]) -> None:
-        deadline = time.monotonic() + 60
-        while self.courier.connected() != names:
-            assert time.monotonic() < deadline, f"only {self.courier.connected()} can be reached"
-            time.sleep(0.1)
-
-    def kill(self, name: str) -> None:
-        pid = local.running(self.kits)[name]
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
+    @staticmethod
+    def echoes() -> dict[str, Handler]:
+        return {name: functools.partial(operator.add, name.encode()) for name in HOSPITALS}
 
     def command(self, site: str, topic: str, body: str | bytes, **headers: object) -> str:
         """What a site says to a command of the hostile coordinator."""
@@ -92,21 +55,37 @@ class Consortium:
         return unix.ask(socket, json.dumps(asked).encode(), LONG_S).decode()
 
 
-ALL = frozenset(HOSPITALS)
+def alter(kits: Path) -> None:
+    """Add the hostile coordinator to the server, and put NVFlare's own client in place of our relay in one kit."""
+    change(kits / "coordinator" / "local" / "resources.json", {"id": "hostile", "path": hostile_coordinator.CLASS})
+    managers = "nvflare.app_common.resource_managers.list_resource_manager.ListResourceManager"
+    launcher = "nvflare.app_common.job_launcher.client_process_launcher.ClientProcessJobLauncher"
+    resources = kits / STOCK / "local" / "resources.json"
+    manager = {"id": "resource_manager", "path": managers, "args": {"resources": {}}}
+    change(resources, manager, {"id": "process_launcher", "path": launcher}, keep=False)
+    started = kits / STOCK / "startup" / "fed_client.json"
+    started.write_text(started.read_text().replace('"require_signed_jobs": true', '"require_signed_jobs": false'))
+
+
+def change(file: Path, *components: dict[str, object], keep: bool = True) -> None:
+    resources = json.loads(file.read_text())
+    kept = resources["components"] if keep else []
+    file.write_text(json.dumps({**resources, "components": [*kept, *components]}))
 
 
 @pytest.fixture(scope="module")
-def consortium() -> Iterator[Consortium]:
+def running() -> Iterator[Consortium]:
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:  # a socket's path is short
         patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)  # for the hostile component
-        one = Consortium(Path(folder))
-        try:
-            one.wait_for(ALL)
+        with Consortium(Path(folder)) as one:
+            one.wait_for_all()
             yield one
-        finally:
-            local.stop(one.kits)
-            for agent in one.agents.values():
-                agent.close()
+
+
+@pytest.fixture
+def consortium(running: Consortium) -> Iterator[Consortium]:
+    yield running
+    running.handlers.update(running.echoes())
 
 
 @pytest.mark.parametrize("size", [0, 15_000, 3_000_000])
@@ -123,7 +102,6 @@ def test_each_site_gets_its_own_frame_and_strangers_are_left_out(consortium: Con
 def test_an_agent_with_nothing_to_say_has_answered(consortium: Consortium):
     consortium.handlers["east"] = lambda _: b""
     assert consortium.exchange(b"!") == {"north": b"north!", "east": b"", "south": b"south!"}
-    consortium.handlers.clear()
 
 
 def test_an_agent_that_fails_is_a_drop_out(consortium: Consortium):
@@ -131,17 +109,16 @@ def test_an_agent_that_fails_is_a_drop_out(consortium: Consortium):
         raise ValueError("a fault of the agent")
 
     consortium.handlers["east"] = fail
-    assert set(consortium.exchange()) == {"north", "south"}
-    consortium.handlers.clear()
+    assert set(consortium.exchange(CANARY)) == {"north", "south"}
 
 
 def test_an_agent_that_is_away_is_a_drop_out_and_may_return(consortium: Consortium):
     consortium.agents["east"].close()
-    assert set(consortium.exchange()) == {"north", "south"}
+    assert set(consortium.exchange(CANARY)) == {"north", "south"}
     assert consortium.courier.connected() == {"north", "south"}
     consortium.agents["east"] = consortium.agent("east")
     assert consortium.courier.connected() == ALL
-    assert set(consortium.exchange()) == ALL
+    assert set(consortium.exchange(CANARY)) == ALL
 
 
 def test_a_slow_agent_stops_nobody(consortium: Consortium):
@@ -149,9 +126,7 @@ def test_a_slow_agent_stops_nobody(consortium: Consortium):
     consortium.handlers["east"] = lambda _: bytes(waiting.wait(LONG_S))
     first = [site for site, _ in consortium.courier.exchange(dict.fromkeys(HOSPITALS, b""), 1.0)]
     waiting.set()
-    consortium.handlers.clear()
     assert set(first) == {"north", "south"}
-    assert set(consortium.exchange()) == ALL
 
 
 def app(config: dict[str, object], custom: str = "") -> bytes:
@@ -197,7 +172,7 @@ def test_a_hospital_refuses_every_job(consortium: Consortium, name: str):
         assert deploy(consortium, site, name) == ["invalid_request"] * 2
         folder = local.state(consortium.kits, site)
         assert not [path for path in folder.rglob("*") if path.name in ("touched", "brought.py")]
-    assert set(consortium.exchange()) == ALL
+    assert set(consortium.exchange(CANARY)) == ALL
 
 
 @pytest.mark.parametrize(
@@ -205,7 +180,7 @@ def test_a_hospital_refuses_every_job(consortium: Consortium, name: str):
 )
 def test_a_hospital_obeys_no_command(consortium: Consortium, topic: str):
     assert consortium.command("north", topic, f"cat {consortium.kits}/north/startup/client.key") == "invalid_request"
-    assert set(consortium.exchange()) == ALL
+    assert set(consortium.exchange(CANARY)) == ALL
 
 
 def test_without_our_relay_policy_files_alone_keep_code_out_but_not_a_look_at_files_nor_jobs(consortium: Consortium):
@@ -220,15 +195,15 @@ def test_without_our_relay_policy_files_alone_keep_code_out_but_not_a_look_at_fi
 
 def test_killed_relays_and_a_killed_server_stop_nobody_for_good(consortium: Consortium):
     consortium.kill("north")
-    assert set(consortium.exchange(timeout_s=2.0)) == {"east", "south"}
+    assert set(consortium.exchange(CANARY, timeout_s=2.0)) == {"east", "south"}
     consortium.kill("coordinator")
     with pytest.raises(Unavailable) as caught:
-        consortium.exchange()
+        consortium.exchange(CANARY)
     assert caught.value.code == "courier"
     assert consortium.courier.connected() == frozenset()
     local.start(consortium.kits)
-    consortium.wait_for(ALL)
-    assert set(consortium.exchange()) == ALL
+    consortium.wait_for_all()
+    assert set(consortium.exchange(CANARY)) == ALL
 
 
 def test_nothing_of_a_frame_is_left_on_any_disk(consortium: Consortium):
