@@ -147,6 +147,7 @@ class DealtEngine:
         try:
             channel.send(session.query(image))
             while session.state is not State.DONE:
+                session.meanwhile()
                 answer = session.handle(channel.receive(session.limit))
                 if answer is not None:
                     channel.send(answer)

@@ -258,7 +258,7 @@ class Party:
         answer = session.handle(message)
         if answer is not None:
             channel.send(answer)
-            session.ahead()
+            session.meanwhile()
         return session.state
 
     def _ended(

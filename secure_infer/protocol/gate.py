@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,12 +41,19 @@ from dicom_node.core.errors import ConfigError
 
 from ..program import Gated, TruncationLayer
 from . import kernels
-from .messages import Label
+from .messages import Label, Vector
 from .prg import Prg
 from .ring import Ring, Words
 
 Bytes = NDArray[np.uint8]
 Bits = NDArray[np.uint32]
+#: Bytes that a processor takes from memory at once.
+CACHE_LINE: Final = 64
+
+
+def fetch(block: Vector | Bytes) -> None:
+    """Bring a block from memory into the processor's cache, line by line, while there is time for it."""
+    np.frombuffer(block, np.uint8)[::CACHE_LINE].max(initial=0)
 
 
 @cache

@@ -16,7 +16,7 @@ from dicom_node.core.errors import IntegrityError, ProtocolError, Refused
 
 from ..program import INPUT, Gated, sources
 from .deal import masks_of
-from .gate import Bytes, ReluGate, TruncationGate
+from .gate import Bytes, ReluGate, TruncationGate, fetch
 from .layers import local, weigh
 from .manifest import verified
 from .messages import (
@@ -208,6 +208,12 @@ class HospitalSession(Session):
             masked = self._masked(INPUT, self._plan.ring.encode(image, self._plan.program.fraction_bits))
             self.state, self.awaited = State.QUERYING, self._plan.to_hospital()[1:]
             return masked
+
+    def meanwhile(self) -> None:
+        """Make ready, while party 1 works on the last message, for the answer to it."""
+        with self._burning(State.QUERYING):
+            if self.awaited[0].kind is Shifted:
+                fetch(self._tables[self.awaited[0].name])
 
     def _masked(self, name: str, share: Words) -> Masked:
         values = self._plan.ring.to_bytes([share - self._masks.pop(name)])

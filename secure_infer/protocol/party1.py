@@ -14,7 +14,7 @@ from dicom_node.core.errors import IntegrityError, ProtocolError
 from ..bounds import prove
 from ..program import Gated, GuardLayer, sources
 from .deal import materials
-from .gate import Bytes, ReluGate, Tables, TruncationGate
+from .gate import Bytes, ReluGate, Tables, TruncationGate, fetch
 from .layers import local, weigh
 from .manifest import hashed, verified
 from .messages import (
@@ -210,14 +210,16 @@ class PartySession(Session):
         self._covered[name] = ring.from_bytes(message.values, shape) + mask
         self._await_query()
 
-    def ahead(self) -> None:
-        """Do, while party 0 works on the last answer, what `handle` would do before it takes the next message."""
+    def meanwhile(self) -> None:
+        """Do, while party 0 works on the last answer, what can be done before its next message."""
         with self._burning():
             self._late()
-            self._late = lambda: None
+            coming = next((one for one in self._material if one in self._plan.gates), "") if self.awaited else ""
+            if coming and self.awaited[0].kind is Masked:
+                fetch(self._material[coming])
 
     def _on_masked(self, message: Masked) -> Message:
-        self.ahead()
+        self._late()
         name, shares = self._step.name, self._shares
         self.state, self._seed = State.QUERYING, b""
         shape, gate = self._plan.shapes[name], self._plan.gates.get(name)
@@ -280,6 +282,7 @@ class PartySession(Session):
         both: Bytes = signs ^ (theirs >> np.uint32(gate.joined_bits)).astype(np.uint8)
 
         def select() -> None:
+            self._late = lambda: None
             self._shares[name] = gate.select(opened, tables, both, 1).reshape(self._plan.shapes[name])
 
         self._gate, self._late = None, select
