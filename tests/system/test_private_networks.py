@@ -1,8 +1,15 @@
-"""A site whose model is a whole private network: from DICOM to the report, through every process, without Orthanc."""
+"""A site of real processes whose model is a whole private network: from DICOM to the report, and to another model.
+
+The other one is a head that was trained under differential privacy, handed over by its publisher, and taken back.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
+import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,14 +20,25 @@ import torch
 from pydicom.uid import Comprehensive3DSRStorage, EnhancedSRStorage
 
 from dicom_node import phantom, pixels, scu
+from dicom_node.core.database import Database
 from dicom_node.demo import watch
 from dicom_node.demo.pacs import OwnPacs
 from dicom_node.demo.stack import Stack
+from fl_agent.accounting import epsilon
 from fl_agent.deep import Deep, make
+from fl_agent.handover.candidates import Candidates
+from fl_agent.head import train_head
+from fl_agent.randomness import SecureSource
+from fl_agent.train import Recipe
+from fl_agent.trainset import Films
 from secure_infer.answer import Answer
 from secure_infer.card import ModelCard
 from secure_infer.models import ModelStore, encode_weights
-from tests.secure_infer.small_model import PUBLISHER, PUBLISHER_HEX, card_of
+from secure_infer.network import TRUNK_SHA256, Trunk
+from tests.secure_infer.small_model import PUBLISHER, PUBLISHER_HEX, card_of, head
+
+DELTA = 1e-2
+TAP = "block13"
 
 
 def untrained() -> Deep:
@@ -30,6 +48,28 @@ def untrained() -> Deep:
     with torch.no_grad():
         made.network.head.weight.mul_(8.0)
     return made
+
+
+def trained(root: Path) -> Path:
+    """Train a head under differential privacy on nine phantoms, and publish it as the coordinator does."""
+    trunk = Trunk((TAP,))
+    labels = np.arange(9) % 3
+    drawn = [phantom.draw(number, phantom.KINDS[labels[number]], (256, 320)) for number in range(9)]
+    pooled = np.stack([trunk.features(pixels.from_picture(one)).mean((1, 2))[None] for one in drawn])
+    films = Films(("",) * 9, ("",) * 9, labels, np.arange(9))
+    recipe = Recipe(steps=5, sampling_rate=1.0, clip=0.5, learning_rate=1.0, momentum=0.0)
+    weights, mechanisms = train_head(
+        pooled.astype(np.float32), films, (2.5, DELTA), SecureSource(), lambda *_: None, recipe
+    )
+    encoded = encode_weights({**weights, "head.weight": weights["head.weight"][..., None, None]})
+    written = card_of(head(trunk.channels, 3, side=7, fraction=20), encoded, "2.0.0").model_dump(mode="json")
+    written["trunk"] |= {"sha256": TRUNK_SHA256, "taps": [TAP]}
+    written["privacy"] |= {
+        "epsilon": math.ceil(epsilon(mechanisms, DELTA) * 1000) / 1000,
+        "delta": DELTA,
+        "mechanisms": [one.model_dump(mode="json") for one in mechanisms],
+    }
+    return ModelStore(root, [PUBLISHER_HEX]).publish(ModelCard.model_validate(written), encoded, PUBLISHER)
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +134,59 @@ def test_a_study_is_reported_by_a_network_whose_every_weight_is_private(site, ne
         # A network gives no map, so even a positive report frames what was analysed and claims no place.
         assert "outlined" not in text
         assert "network-1" in text
+
+
+def report(stack: Stack, pacs: OwnPacs, number: int) -> str:
+    """Send the study of a new patient; the text of its reports."""
+    study = phantom.Study.numbered(number, key="handover")
+    path = stack.folder / f"{number}.dcm"
+    image = phantom.dataset(phantom.draw(number, "consolidation", (256, 320)), study=study)
+    image.save_as(path, enforce_file_format=True)
+    (sent,) = scu.send([path], host="127.0.0.1", port=stack.scp_port, called=stack.ae_title, calling=stack.sender_ae)
+    assert sent.ok
+    ((_, seen),) = watch.follow(stack.settings.database_url, [study.study_uid], 60.0)
+    assert seen.newest.state == "done"
+    reports = [pydicom.dcmread(io.BytesIO(content)) for content in pacs.reports(study.study_uid)]
+    assert len(reports) == 2
+    return "\n".join(str(element.value) for one in reports for element in one.iterall() if element.VR != "SQ")
+
+
+def command(stack: Stack, *words: str) -> str:
+    whole = [sys.executable, "-m", "fl_agent", "candidates", *words, "--config", str(stack.folder / "site.toml")]
+    done = subprocess.run(whole, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_trained_candidate_answers_the_next_study_and_the_one_before_answers_after_a_roll_back(site) -> None:
+    stack, pacs, old = site
+    with (stack.folder / "site.toml").open("a") as file:
+        file.write(f'\n[training.handover]\npublisher = "{PUBLISHER_HEX}"\n')
+    made = trained(stack.folder / "coordinator")
+    database = Database(stack.settings.database_url)
+    candidates = Candidates(stack.settings, database)
+    new = candidates.receive(made)
+    candidates.accept(new.version, "Dr. A")
+    database.close()
+    assert new.weights_sha256 == hashlib.sha256((made / "weights.safetensors").read_bytes()).hexdigest()
+    assert new.privacy.epsilon != old.privacy.epsilon
+
+    def names(card: ModelCard, text: str) -> bool:
+        said = f"epsilon {card.privacy.epsilon:g}, delta {card.privacy.delta:g}"
+        return card.weights_sha256 in text and said in text
+
+    first = report(stack, pacs, 1)
+    assert names(old, first)
+    assert not names(new, first)
+
+    worker = stack.services["worker"].pid
+    said = command(stack, "activate", new.version, "--party-models", str(stack.folder / "owner"))
+    assert "2.0.0 answers from the next study on" in said
+    second = report(stack, pacs, 2)
+    assert names(new, second)
+    assert old.weights_sha256 not in second
+
+    assert f"{old.version} answers again" in command(stack, "rollback")
+    assert names(old, report(stack, pacs, 3))
+    assert stack.services["worker"].pid == worker
+    assert stack.alive
