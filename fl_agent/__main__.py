@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -15,13 +14,11 @@ from dicom_node.core import cli
 from dicom_node.core.errors import VeilRayError
 from secure_infer.card import ModelCard
 from secure_infer.models import ModelStore, public_hex, signing_key
-from secure_infer.networks import ARCHITECTURES
 
 from .courier.nvflare.cli import consortium, provision, relay
 from .handover.cli import app as candidates
 from .ledger.cli import budget
-from .order import HEAD, Order
-from .produce import produce
+from .order import HEAD, NETWORKS, Order
 from .runreport.cli import progress, report
 
 app = cli.new_app("Train pneumonia models with differential privacy.")
@@ -40,7 +37,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Model store that receives the new version.")],
     version: Annotated[str, typer.Option(help="Version of the new model; never used again.")],
     network: Annotated[
-        str, typer.Option(help=f"What is private: {HEAD} on the public trunk, or {', '.join(ARCHITECTURES)}.")
+        str, typer.Option(help=f"What is private: {HEAD} on the public trunk, or {', '.join(NETWORKS)}.")
     ] = HEAD,
     cut: Annotated[
         str | None,
@@ -56,8 +53,12 @@ def train(
     threads: Annotated[int, typer.Option(help="Processor threads.", min=1, max=64)] = 2,
 ) -> None:
     """Train under differential privacy, calibrate, evaluate once on the test split, sign and publish a model."""
-    if network not in (HEAD, *ARCHITECTURES):
-        raise typer.BadParameter(f"{network} is not among {', '.join((HEAD, *ARCHITECTURES))}")
+    import torch  # noqa: PLC0415 - the other commands, and `--help`, should not wait for torch
+
+    from .produce import produce  # noqa: PLC0415
+
+    if network not in (HEAD, *NETWORKS):
+        raise typer.BadParameter(f"{network} is not among {', '.join((HEAD, *NETWORKS))}")
     torch.set_num_threads(threads)
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +13,16 @@ from numpy.typing import NDArray
 from secure_infer.card import Mechanism, PrefixCard, Preprocessing, TrunkCard
 from secure_infer.models import Program, Weights
 
-from .trainset import Films
+if TYPE_CHECKING:
+    from .trainset import Films
 
 #: Called with (what, done, of all).
 Progress = Callable[[str, int, int], None]
 Array = NDArray[np.float64]
 #: The kind of network that stands on the whole public trunk.
 HEAD = "head"
+#: The names of `secure_infer.networks.ARCHITECTURES`, known without loading them.
+NETWORKS: Final = ("small-cnn", "resnet18", "resnet18-max", "efficientnet-lite0")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dicom_node.core.errors import Refused
 from secure_infer.card import Mechanism, Privacy
 
-from ..accounting import epsilon
 from ..ledger.accountant import loss, total
 
 #: Two programs may add the same numbers in another order.
@@ -47,6 +46,8 @@ def _least(privacy: Privacy) -> float:
     close = privacy.epsilon < bound <= TIGHTER * privacy.epsilon
     if not close or len(sampled) < len(privacy.mechanisms):
         return bound
+    from ..accounting import epsilon  # noqa: PLC0415 - few cards need it, and Opacus loads slowly
+
     return epsilon(sampled, privacy.delta)
 
 

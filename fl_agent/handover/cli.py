@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -19,16 +19,14 @@ from dicom_node.core import cli, logs, settings
 from dicom_node.core.database import Database
 from dicom_node.core.errors import ConfigError, IntegrityError, Refused
 from dicom_node.core.settings import Settings
-from dicom_node.store import Store
-from dicom_node.training import subjects
-from dicom_node.training.site_key import open_key
 from secure_infer import site_models
 
-from ..figures import Interval
-from ..site_images import SiteImages
 from .candidates import Candidates
-from .evaluation import AsReported, Comparison, InTheClear, evaluate
 from .policy import objections
+
+if TYPE_CHECKING:
+    from ..figures import Interval
+    from .evaluation import Comparison
 
 app = cli.new_app("Models that a consortium made: nothing answers here before this site has accepted it.")
 out = Console()
@@ -143,6 +141,13 @@ def _site(config: Path) -> Iterator[tuple[Settings, Database, Candidates]]:
 
 
 def _compare(loaded: Settings, database: Database, candidates: Candidates, version: str) -> Comparison:
+    from dicom_node.store import Store  # noqa: PLC0415 - the other commands should not wait for torch
+    from dicom_node.training import subjects  # noqa: PLC0415
+    from dicom_node.training.site_key import open_key  # noqa: PLC0415
+
+    from ..site_images import SiteImages  # noqa: PLC0415
+    from .evaluation import AsReported, InTheClear, evaluate  # noqa: PLC0415
+
     card = candidates.card(version)
     store = Store(loaded, database)
     key = open_key(loaded.training_key, database)

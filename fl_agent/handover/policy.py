@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from dicom_node.core.training_settings import HandoverSettings
 
-from .evaluation import Comparison
+if TYPE_CHECKING:
+    from .evaluation import Comparison
 
 
 def objections(comparison: Comparison, rules: HandoverSettings) -> tuple[str, ...]:

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from fl_agent import order
 from fl_agent.randomness import SecureSource
 from fl_agent.train import Recipe, descend, patient_rows
-from secure_infer.networks import SmallCNN, lite0_suffix, resnet18
+from secure_infer.networks import ARCHITECTURES, SmallCNN, lite0_suffix, resnet18
 
 #: Less than any gradient here.
 CLIP = 0.02
@@ -57,3 +58,7 @@ def test_the_gradient_that_is_clipped_is_the_whole_patients(make, shape) -> None
     step = torch.cat([one.flatten() for one in wanted.values()])
     # Of millions of small numbers: as one vector, or each would be within any tolerance by itself.
     assert float((moved - step).norm()) < 0.01 * float(step.norm())
+
+
+def test_the_command_line_knows_every_network() -> None:
+    assert tuple(ARCHITECTURES) == order.NETWORKS
