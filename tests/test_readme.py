@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
@@ -40,8 +41,9 @@ def test_a_command_of_the_readme_exists(program: str, command: str) -> None:
 
 def test_every_option_that_the_readme_shows_exists() -> None:
     for program, rest in re.findall(r"\.venv/bin/(dicom-node|fl-agent) ([^\n#]+)", README):
-        command, *words = rest.split()
-        run = [sys.executable, "-m", MODULES[program], command, "--help"]
+        words = rest.split()
+        command = list(itertools.takewhile(re.compile("[a-z]+").fullmatch, words))
+        run = [sys.executable, "-m", MODULES[program], *command, "--help"]
         text = subprocess.run(
             run, capture_output=True, text=True, timeout=60, check=True, env={"COLUMNS": "300"}
         ).stdout

@@ -8,12 +8,15 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from dicom_node.core import cli, settings
 from dicom_node.core.errors import ConfigError
 
 from . import local, run
 from .consortium import ConsortiumSettings
+from .courier import NVFlareCourier
+from .wire import COORDINATOR
 
 Kits = Annotated[Path, typer.Option(help="Folder that `fl-agent provision` made.", exists=True, file_okay=False)]
 consortium = cli.new_app("Start, stop and look at the relays of a whole consortium on this machine, for trials.")
@@ -63,7 +66,11 @@ def stop(kits: Kits) -> None:
 
 @consortium.command()
 def status(kits: Kits) -> None:
-    """Say which relays run."""
-    console = Console()
-    for name, pid in local.running(kits).items():
-        console.print(f"{name}: {'stopped' if pid is None else f'running, process {pid}'}", highlight=False)
+    """Say which relays run, and which hospitals' agents the coordinator reaches."""
+    running = local.running(kits)
+    reached = NVFlareCourier(local.socket(kits, COORDINATOR)).connected() if running[COORDINATOR] else frozenset()
+    table = Table("relay", "process", "agent", title="Consortium on this machine")
+    for name, pid in running.items():
+        agent = "" if name == COORDINATOR else "answers" if name in reached else "away"
+        table.add_row(name, "stopped" if pid is None else f"{pid}", agent)
+    Console().print(table)

@@ -18,7 +18,7 @@ from nvflare.lighter.provisioner import Provisioner
 
 from dicom_node.core.errors import ConfigError
 
-from . import policy
+from . import policy, roster
 from .consortium import AUTHORITY, ConsortiumSettings
 from .run import PROGRAMS
 from .wire import COORDINATOR
@@ -89,6 +89,10 @@ def _write_kit(kit: Path, name: str, consortium: ConsortiumSettings) -> None:
     _write(kit / "local" / "authorization.json", policy.authorization())
     _write(kit / "local" / "comm_config.json", policy.communication())
     _write(kit / "local" / "log_config.json", policy.logging())
+    if name == COORDINATOR:
+        _write(kit / "members.toml", roster.members(consortium.hospitals))
+    else:
+        _write(kit / "federation.toml", roster.federation(name, consortium.hospitals))
     for path in (kit, *kit.rglob("*")):
         path.chmod(0o700 if path.is_dir() else 0o600)
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import stat
+import tomllib
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from pydantic import ValidationError
 
 from dicom_node.core.errors import ConfigError
 from dicom_node.core.settings import read
+from dicom_node.core.training_settings import FederationSettings
 from fl_agent.courier.nvflare import policy
 from fl_agent.courier.nvflare.consortium import ConsortiumSettings
 from fl_agent.courier.nvflare.provision import provision
@@ -129,3 +132,20 @@ def test_a_folder_that_is_no_kit_is_named(tmp_path: Path):
     with pytest.raises(ConfigError) as caught:
         command(tmp_path, tmp_path / "state")
     assert caught.value.code == "no-kit"
+
+
+@pytest.mark.parametrize("name", HOSPITALS)
+def test_a_hospitals_settings_want_the_keys_of_all_others_and_come_with_none(kits: Path, name: str):
+    text = (kits / name / "federation.toml").read_text()
+    section = tomllib.loads(text)["training"]["federation"]
+    assert section["roster"] == [""] * (len(HOSPITALS) - 1)
+    assert {other for other in HOSPITALS if f"# {other}\n" in text} == set(HOSPITALS) - {name}
+    with pytest.raises(ValidationError):
+        FederationSettings.model_validate(section)
+    filled = {**section, "coordinator": "0" * 64, "roster": ["1" * 64, "2" * 64]}
+    assert FederationSettings.model_validate(filled).minimum_cohort == len(HOSPITALS)
+
+
+def test_the_coordinators_settings_want_the_keys_of_all_hospitals_and_come_with_none(kits: Path):
+    listed = tomllib.loads((kits / "coordinator" / "members.toml").read_text())["members"]
+    assert [(one["name"], one["identity"]) for one in listed] == [(name, "") for name in HOSPITALS]
