@@ -81,8 +81,8 @@ class Effort:
 
     canaries: dict[float, int]
     side: int = 64
-    steps: int = 1000
-    targets: int = 6
+    steps: int = 600
+    targets: int = 5
     gallery: int = 100
     patients: int = 500
     shadows: int = 32
