@@ -8,6 +8,7 @@ from dicom_node.core.errors import Refused
 from dicom_node.core.training_settings import FederationSettings, PrivacySettings
 
 from ..learning.plan import MODES, Plan
+from ..learning.propose import assumed_honest
 from ..learning.terms import epsilons
 from ..secagg.policy import SitePolicy
 
@@ -43,8 +44,8 @@ class Rules:
         Raises
         ------
         Refused
-            ``not-a-member``, ``cohort-too-small``, ``unapproved-peer``, ``unknown-plan``, ``privacy-mode`` or
-            ``epsilon-too-large``.
+            ``not-a-member``, ``cohort-too-small``, ``unapproved-peer``, ``unknown-plan``, ``privacy-mode``,
+            ``too-many-honest`` or ``epsilon-too-large``.
         """
         rules, identities = self.federation, {one.identity for one in plan.members}
         if own.hex() not in identities:
@@ -62,6 +63,12 @@ class Rules:
             raise Refused("training.federation.plans does not name this plan", code="unknown-plan")
         if plan.mode not in rules.modes:
             raise Refused(f"mode {plan.mode} is not one that this site allows", code="privacy-mode")
+        if plan.honest > assumed_honest(len(identities)):
+            raise Refused(
+                f"the plan's epsilon counts on {plan.honest} honest hospitals in every sum; with nearly a third of the "
+                f"members colluding there are {assumed_honest(len(identities))}",
+                code="too-many-honest",
+            )
         cost = epsilons(plan, delta=self.privacy.delta)
         # Written so that a cost that is no number is refused, too.
         if not cost.claimed <= rules.maximal_epsilon or not cost.alone <= (rules.maximal_epsilon_alone or cost.alone):

@@ -148,7 +148,7 @@ class Coordinator:
 
     @staticmethod
     def _needed(plan: Plan) -> int:
-        return max(3, plan.honest)
+        return terms.least_cohort(plan)
 
     def _round(self, current: Run) -> None:
         plan, began = current.plan, time.monotonic()

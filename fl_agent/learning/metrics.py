@@ -43,12 +43,14 @@ def of_patients(logits: Array, labels: NDArray[np.int64], patients: NDArray[np.i
     Returns
     -------
     ndarray of float64, shape (patients, LENGTH)
-        Norm of each row at most `NORM`.
+        Norm of each row at most `NORM`; that of a patient whose scores are no numbers is 0.
     """
     counts = np.bincount(patients)
     probabilities = np.zeros((len(counts), logits.shape[1]))
     np.add.at(probabilities, patients, softmax(logits, axis=1))
     probabilities /= counts[:, None]
+    broken = ~np.isfinite(probabilities).all(axis=1)
+    probabilities[broken] = 0.0
     truth = np.zeros(len(counts), dtype=np.int64)
     truth[patients] = labels
     everyone = np.arange(len(counts))
@@ -58,6 +60,7 @@ def of_patients(logits: Array, labels: NDArray[np.int64], patients: NDArray[np.i
     found[:, 1] = probabilities.argmax(1) == truth
     bins = np.minimum((BINS * (1.0 - probabilities[:, 0])).astype(np.int64), BINS - 1)
     found[everyone, 2 + BINS * (truth > 0) + bins] = 1.0
+    found[broken] = 0.0
     return found
 
 

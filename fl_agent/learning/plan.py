@@ -25,7 +25,7 @@ LARGEST_PLAN: Final = 1 << 20
 
 Key = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Weight = Annotated[float, Field(gt=0, le=100)]
-Noise = Annotated[float, Field(gt=0, le=1e6)]
+Noise = Annotated[float, Field(ge=1e-6, le=1e6)]  # whose square the accountant still divides by
 Attempts = Annotated[int, Field(ge=1, le=1_000_000)]
 SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
 

@@ -13,6 +13,9 @@ from dicom_node.core.errors import ProtocolError
 
 from .plan import Plan
 
+#: Of a number of the state, in absolute value; a model's are far below. Beyond, the scores of some patients would
+#: overflow and not those of others, and a site that leaves a round over that would tell the coordinator of them.
+LARGEST: Final = 1e6
 #: Sums known.
 _START: Final = Struct(">I")
 
@@ -46,13 +49,14 @@ def read(plan: Plan, content: bytes) -> State:
     Raises
     ------
     ProtocolError
-        Of another length, beyond the plan's sums, or with a number that is not finite (``malformed-state``).
+        Of another length, beyond the plan's sums, or with a number that is none or too large (``malformed-state``).
     """
     if len(content) != _START.size + 4 * (plan.channels + plan.dimension):
         raise _malformed()
     (done,) = _START.unpack_from(content)
     numbers = np.frombuffer(content, dtype="<f4", offset=_START.size).astype(np.float32)
-    if done >= plan.sums or not np.isfinite(numbers).all():
+    # Written so that what is no number is refused, too.
+    if done >= plan.sums or not (np.abs(numbers) <= LARGEST).all():
         raise _malformed()
     return State(done, numbers[: plan.channels], numbers[plan.channels :])
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
-from dicom_node.core.errors import ConfigError
+from dicom_node.core.errors import ConfigError, ProtocolError
 from secure_infer.card import Distributed, Mechanism
 
 from ..ledger import accountant
@@ -243,6 +243,16 @@ def _capacity(plan: Plan) -> float:
     return float(max(one.patients for one in plan.members))
 
 
+def least_cohort(plan: Plan) -> int:
+    """Return the threshold of every round of a plan, whoever is asked: above two thirds of ALL members.
+
+    Were it two thirds of those who are asked, a coordinator would ask few hospitals of which its friends are a third,
+    though they are less than that of the members: two sets of survivors could be signed, and of the noise that the
+    claim counts on only some would be there.
+    """
+    return least_threshold(len(plan.members))
+
+
 def model_hash(plan: Plan, state: bytes) -> bytes:
     """Name what a round is relative to: the plan, and the bytes of the state."""
     return hashlib.sha256(DOMAIN + plan.digest + hashlib.sha256(state).digest()).digest()
@@ -266,9 +276,14 @@ def header(plan: Plan, done: int, state: bytes, number: int, cohort: Sequence[by
     Raises
     ------
     ProtocolError
-        These terms are impossible, such as a cohort too small for the honest hospitals that the plan counts on.
+        These terms are impossible, or the cohort is too small (``cohort-too-small``): see `least_cohort`.
     """
     release, size = release_at(plan, done), len(cohort)
+    if size < least_cohort(plan):
+        raise ProtocolError(
+            f"a cohort of {size} is below the {least_cohort(plan)} that a plan of {len(plan.members)} hospitals needs",
+            code="cohort-too-small",
+        )
     epsilon = epsilons(plan).claimed
     if plan.mode == "distributed":
         step = release.norm / plan.resolution
@@ -285,7 +300,7 @@ def header(plan: Plan, done: int, state: bytes, number: int, cohort: Sequence[by
         round=number,
         model=model_hash(plan, state),
         cohort=tuple(sorted(cohort)),
-        threshold=least_threshold(size),
+        threshold=least_cohort(plan),
         bits=plan.bits,
         blocks=blocks,
         privacy=PrivacyTerms(

@@ -79,9 +79,13 @@ def test_a_cohort_without_enough_honest_hospitals_has_no_terms() -> None:
     agreed = plan(sizes=sizes, options={})
     assert agreed.honest == assumed_honest(5) == 3
     cohort = [bytes.fromhex(one.identity) for one in agreed.members]
-    assert header(agreed, 0, b"", 1, cohort[:4]).threshold == 3
+    # Four of those who are asked must stay, of whom one may collude: three honest ones are left.
+    assert header(agreed, 0, b"", 1, cohort[:4]).threshold == 4
     with pytest.raises(ProtocolError):
-        header(agreed.model_copy(update={"honest": 4}), 0, b"", 1, cohort[:4])
+        header(agreed.model_copy(update={"honest": 5}), 0, b"", 1, cohort[:4])
+    with pytest.raises(ProtocolError) as raised:
+        header(agreed, 0, b"", 1, cohort[:3])
+    assert raised.value.code == "cohort-too-small"
 
 
 def test_a_state_that_is_not_numbers_is_refused() -> None:
