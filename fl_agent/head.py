@@ -148,25 +148,44 @@ def linear_head(channels: int) -> nn.Linear:
     return module
 
 
-def centred(pooled: NDArray[np.float32], centre: Array) -> NDArray[np.float32]:
+def standard_deviations(mean: Array, squares: Array) -> Array:
+    """Return each feature's deviation from noised moments, no less than half of what all have on average.
+
+    Features have norm about 1, so a single one has little variance, and noise could leave it none.
+
+    Parameters
+    ----------
+    mean, squares : ndarray of float64, shape (channels,)
+        Of the features, and of their squares.
+    """
+    floor = _spread(mean) ** 2 / (4 * len(mean))
+    found: Array = np.sqrt(np.maximum(squares - mean**2, floor))
+    return found
+
+
+def centred(
+    pooled: NDArray[np.float32], centre: Array, deviations: NDArray[np.floating] | None = None
+) -> NDArray[np.float32]:
     """Centre and scale features for the descent and append the constant that stands for the bias.
 
     Parameters
     ----------
     pooled : ndarray of float32, shape (images, views, channels)
     centre : ndarray of float64, shape (channels,)
+    deviations : ndarray, shape (channels,), optional
+        Of each feature; all are scaled alike where absent. Either way the mean square norm becomes about 1.
 
     Returns
     -------
     ndarray of float32, shape (images, views, channels + 1)
     """
     inputs = np.empty((*pooled.shape[:2], pooled.shape[2] + 1), dtype=np.float32)
-    inputs[..., :-1] = (pooled - centre) / _spread(centre)
+    inputs[..., :-1] = (pooled - centre) / _scale(centre, deviations)
     inputs[..., -1] = BIAS_INPUT
     return inputs
 
 
-def folded(learned: Array, centre: Array) -> Weights:
+def folded(learned: Array, centre: Array, deviations: NDArray[np.floating] | None = None) -> Weights:
     """Fold centring and scaling into `head.weight` and `head.bias`, for features as they are.
 
     Parameters
@@ -174,9 +193,17 @@ def folded(learned: Array, centre: Array) -> Weights:
     learned : ndarray of float64, shape (3, channels + 1)
         Of a head on what `centred` gives.
     centre : ndarray of float64, shape (channels,)
+    deviations : ndarray, shape (channels,), optional
+        As given to `centred`.
     """
-    weight = learned[:, :-1] / _spread(centre)
+    weight = learned[:, :-1] / _scale(centre, deviations)
     return {"head.weight": weight, "head.bias": learned[:, -1] * BIAS_INPUT - weight @ centre}
+
+
+def _scale(centre: Array, deviations: NDArray[np.floating] | None) -> Array | float:
+    if deviations is None:
+        return _spread(centre)
+    return deviations.astype(np.float64) * math.sqrt(len(deviations))
 
 
 def _spread(centre: Array) -> float:

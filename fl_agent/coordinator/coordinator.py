@@ -109,7 +109,7 @@ class Coordinator:
         if current.over:
             return self._tell_the_end(current)
         self._note_the_run(current.plan)
-        if current.training.done == current.plan.sums:
+        if learning.finished(current.plan, current.training):
             self._finish(current)
             return True
         if self._propose(current):

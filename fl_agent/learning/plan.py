@@ -45,10 +45,16 @@ class Member(Terms):
 
 
 class Centre(Terms):
-    """The first sum: the mean feature, by which the head's inputs are centred."""
+    """The first sum: the mean feature, by which the head's inputs are centred, and perhaps what they are scaled by."""
 
     noise_multiplier: Noise = Field(description="standard deviation of the noise over the norm of one patient's vector")
     attempts: Attempts = Field(description="how often a site contributes at most")
+    squares: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="to scale each feature by its deviation, too: largest norm of a patient's squares",
+    )
 
 
 class Descent(Terms):
@@ -68,12 +74,17 @@ class Descent(Terms):
     published: Literal["average", "ema", "best", "last"] = Field(
         default="average", description="which weights become the model; best is by the noised loss"
     )
+    patience: int = Field(
+        default=0, ge=0, le=1_000_000, description="end after so many rounds without a lower noised loss; 0: never"
+    )
     class_weights: tuple[Weight, Weight, Weight] = Field(default=(1.0, 1.0, 1.0), description="of each class's loss")
 
     @model_validator(mode="after")
     def _enough(self) -> Self:
         if self.attempts < self.rounds:
             raise ValueError("attempts must not be below rounds")
+        if self.patience and self.published == "average":
+            raise ValueError("a run that may end early has no last rounds to average: publish best, ema or last")
         return self
 
 
@@ -108,8 +119,8 @@ class Plan(Terms):
             raise ValueError("honest hospitals are counted in mode distributed alone")
         if self.mode == "distributed" and self.descent.local_steps != 1:
             raise ValueError("mode distributed takes a sum for every step")
-        if self.descent.published == "best" and not self.metrics_weight:
-            raise ValueError("the best round is found by metrics, and the plan has none")
+        if (self.descent.published == "best" or self.descent.patience) and not self.metrics_weight:
+            raise ValueError("the best round, and an early end, are found by metrics, and the plan has none")
         return self
 
     @property

@@ -79,6 +79,7 @@ def propose(
     descent: Descent,
     *,
     centre_noise: float | None = MEAN_NOISE,
+    squares: float | None = None,
     metrics_weight: float = 0.2,
     run: bytes | None = None,
 ) -> Plan:
@@ -95,6 +96,8 @@ def propose(
         Its noise multiplier is not read.
     centre_noise : float or None
         Noise of the mean feature; None leaves features uncentred.
+    squares : float or None
+        See `Centre`; read only where there is a centre.
     metrics_weight : float
         See `Plan`.
     run : bytes, optional
@@ -110,7 +113,7 @@ def propose(
     centre = None
     if centre_noise is not None:
         spare = min(1, descent.attempts - descent.rounds)
-        centre = Centre(noise_multiplier=centre_noise, attempts=1 + spare)
+        centre = Centre(noise_multiplier=centre_noise, attempts=1 + spare, squares=squares)
     plan = Plan(
         run=(run or secrets.token_bytes(16)).hex(),
         version=version,

@@ -16,7 +16,7 @@ from safetensors.numpy import load, save
 
 from secure_infer.models import Weights
 
-from ..head import folded
+from ..head import folded, standard_deviations
 from . import metrics, site
 from .metrics import Metrics
 from .plan import Member, Plan
@@ -44,6 +44,10 @@ class Training:
         The least loss.
     undetermined : float or None
         Mean over the late rounds of the share between the operating points; None where nobody measured it.
+    stale : int
+        Rounds since the least loss.
+    deviations : ndarray, shape (channels,), or None
+        What each feature is scaled by; ones before they are known, None where the plan does not ask for them.
     """
 
     done: int
@@ -56,16 +60,21 @@ class Training:
     averaged: int = 0
     least: float = np.inf
     undetermined: float | None = None
+    stale: int = 0
+    deviations: Array | None = None
 
     @classmethod
     def start(cls, plan: Plan) -> Training:
         """Return what is known before the first sum: nothing."""
         zeros = np.zeros(plan.dimension)
-        return cls(0, np.zeros(plan.channels), zeros, zeros, zeros, zeros, zeros)
+        scaled = plan.centre is not None and plan.centre.squares is not None
+        deviations = np.ones(plan.channels) if scaled else None
+        return cls(0, np.zeros(plan.channels), zeros, zeros, zeros, zeros, zeros, deviations=deviations)
 
     def state(self) -> State:
         """Return what sites must know, rounded to binary32."""
-        return State(self.done, self.centre.astype(np.float32), self.weights.astype(np.float32))
+        deviations = None if self.deviations is None else self.deviations.astype(np.float32)
+        return State(self.done, self.centre.astype(np.float32), self.weights.astype(np.float32), deviations)
 
     def encode(self) -> bytes:
         """Write it as safetensors."""
@@ -76,10 +85,10 @@ class Training:
     def read(cls, content: bytes) -> Training:
         """Read what `encode` wrote."""
         found: dict[str, Any] = load(content)
-        for name in ("done", "averaged", "least", "undetermined"):
+        for name in ("done", "averaged", "stale", "least", "undetermined"):
             if name in found:
                 found[name] = float(found[name][0])
-        found |= {name: int(found[name]) for name in ("done", "averaged")}
+        found |= {name: int(found[name]) for name in ("done", "averaged", "stale")}
         return cls(**found)
 
 
@@ -107,18 +116,41 @@ def after(
     release = release_at(plan, training.done)
     patients = float(sum(one.patients for one in survivors))
     if release.name == MEAN:
-        return replace(training, done=training.done + 1, centre=sums[0] / patients), None
+        return _normalised(plan, training, sums, patients), None
     measured = None
     if plan.metrics_weight:
         rate, scale = release.sampling_rate, metrics.NORM / plan.metrics_weight
         drawn, units = (rate * patients, scale) if plan.mode == "distributed" else (patients, 1.0)
         measured = metrics.read(sums[1] * units, drawn)
         if measured.loss < training.least:
-            training = replace(training, least=measured.loss, best=training.weights)
+            training = replace(training, least=measured.loss, best=training.weights, stale=0)
+        else:
+            training = replace(training, stale=training.stale + 1)
         if training.averaged:
             share = training.undetermined if training.undetermined is not None else measured.undetermined
             training = replace(training, undetermined=share + (measured.undetermined - share) / training.averaged)
     return _stepped(plan, training, _change(plan, training, sums[0], survivors)), measured
+
+
+def finished(plan: Plan, training: Training) -> bool:
+    """Tell whether a run has all its sums, or has not improved for as long as its plan waits.
+
+    Stopping by noised losses is post-processing: a plan's claim covers it, and the sites' ledgers take back what never
+    began.
+    """
+    descent = plan.descent
+    return training.done == plan.sums or bool(descent.patience and training.stale >= descent.patience)
+
+
+def _normalised(plan: Plan, training: Training, sums: Sequence[Array], patients: float) -> Training:
+    """Take up the first sum; where patients are counted in it, their noised number counts and not the public one."""
+    assert plan.centre is not None
+    if plan.centre.squares is None:
+        return replace(training, done=training.done + 1, centre=sums[0] / patients)
+    mean, squares, (count,) = sums
+    count = max(float(count), 1.0)
+    deviations = standard_deviations(mean / count, squares * plan.centre.squares / count)
+    return replace(training, done=training.done + 1, centre=mean / count, deviations=deviations)
 
 
 def _change(plan: Plan, training: Training, total: Array, survivors: Collection[Member]) -> Array:
@@ -154,6 +186,7 @@ def published(plan: Plan, training: Training) -> Weights:
     """Return `head.weight`, shape (3, channels), and `head.bias`, shape (3,), for features as they are."""
     chosen = {"average": training.average, "ema": training.ema, "best": training.best, "last": training.weights}
     flat = chosen[plan.descent.published]
-    # As sites saw it: they computed with the centre rounded to binary32.
-    centre = training.centre.astype(np.float32).astype(np.float64)
-    return folded(flat.reshape(plan.outputs, plan.channels + 1), centre)
+    # As sites saw them: they computed with numbers rounded to binary32.
+    seen = training.state()
+    centre = seen.centre.astype(np.float64)
+    return folded(flat.reshape(plan.outputs, plan.channels + 1), centre, seen.deviations)

@@ -72,12 +72,29 @@ def contribution(plan: Plan, own: Member, state: State, examples: Examples, sour
     release = release_at(plan, state.done)
     distributed = plan.mode == "distributed"
     if release.name == MEAN:
-        means = patient_means(examples.features, examples.patients)
+        rows = moments(plan, examples)
+        ends = np.cumsum(release.lengths)[:-1]
         if distributed:
-            return [nearest_rows(means, 1.0, 1.0 / plan.resolution).sum(0)]
-        return [release_sum(means, 1.0, release.noise_multiplier, source)]
+            return list(np.split(nearest_rows(rows, release.norm, release.norm / plan.resolution).sum(0), ends))
+        return list(np.split(release_sum(rows, release.norm, release.noise_multiplier, source), ends))
     work = _Work(plan, state, examples)
     return work.gradients(release, source) if distributed else work.local_steps(own, source)
+
+
+def moments(plan: Plan, examples: Examples) -> Array:
+    """Give what each patient adds to the first sum: features and, where the plan asks, their squares, and 1.
+
+    Returns
+    -------
+    ndarray of float64, shape (patients, lengths of the release)
+        Squares are in units of `Centre.squares`, and clipped to norm 1.
+    """
+    means = patient_means(examples.features, examples.patients)
+    if plan.centre is None or plan.centre.squares is None:
+        return means
+    squares = patient_means(examples.features**2, examples.patients)
+    squares /= np.maximum(np.linalg.norm(squares, axis=1, keepdims=True), plan.centre.squares)
+    return np.concatenate([means, squares, np.ones((len(means), 1))], axis=1)
 
 
 class _Work:
@@ -85,7 +102,7 @@ class _Work:
 
     def __init__(self, plan: Plan, state: State, examples: Examples) -> None:
         self._plan, self._state = plan, state
-        inputs = centred(examples.features, state.centre.astype(np.float64))
+        inputs = centred(examples.features, state.centre.astype(np.float64), state.deviations)
         rows = patient_rows(inputs, examples.labels, examples.patients)
         weights = torch.tensor(plan.descent.class_weights)[rows.labels]
         self._rows: Rows = replace(rows, weights=rows.weights * weights)

@@ -32,15 +32,19 @@ class State:
         What features are centred by; zeros before it is known.
     weights : ndarray of float32, shape (dimension,)
         Trainable parameters, flat.
+    deviations : ndarray of float32, shape (channels,), optional
+        What each feature is scaled by, where the plan asks for that; ones before it is known.
     """
 
     done: int
     centre: NDArray[np.float32]
     weights: NDArray[np.float32]
+    deviations: NDArray[np.float32] | None = None
 
     def encode(self) -> bytes:
         """Write it: sums known (4 bytes, big-endian), then the numbers, little-endian binary32."""
-        return _START.pack(self.done) + self.centre.astype("<f4").tobytes() + self.weights.astype("<f4").tobytes()
+        held = [self.centre, *([] if self.deviations is None else [self.deviations]), self.weights]
+        return _START.pack(self.done) + b"".join(one.astype("<f4").tobytes() for one in held)
 
 
 def read(plan: Plan, content: bytes) -> State:
@@ -49,16 +53,21 @@ def read(plan: Plan, content: bytes) -> State:
     Raises
     ------
     ProtocolError
-        Of another length, beyond the plan's sums, or with a number that is none or too large (``malformed-state``).
+        Of another length, beyond the plan's sums, with a number that is none or too large, or with a deviation that is
+        too small (``malformed-state``).
     """
-    if len(content) != _START.size + 4 * (plan.channels + plan.dimension):
+    scaled = plan.centre is not None and plan.centre.squares is not None
+    if len(content) != _START.size + 4 * (plan.channels * (1 + scaled) + plan.dimension):
         raise _malformed()
     (done,) = _START.unpack_from(content)
     numbers = np.frombuffer(content, dtype="<f4", offset=_START.size).astype(np.float32)
     # Written so that what is no number is refused, too.
     if done >= plan.sums or not (np.abs(numbers) <= LARGEST).all():
         raise _malformed()
-    return State(done, numbers[: plan.channels], numbers[plan.channels :])
+    centre, deviations, weights = np.split(numbers, [plan.channels, plan.channels * (1 + scaled)])
+    if (deviations < 1.0 / LARGEST).any():
+        raise _malformed()
+    return State(done, centre, weights, deviations if scaled else None)
 
 
 def _malformed() -> ProtocolError:

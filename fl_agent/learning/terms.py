@@ -44,7 +44,7 @@ class Release:
     name : str
         `MEAN` or `DESCENT`.
     lengths : tuple of int
-        Of the blocks: the vector, and the metrics where there are any.
+        Of the blocks: the vector, and the metrics where there are any; or mean, squares and count.
     norm : float
         Largest Euclidean norm of one patient's row.
     attempts : int
@@ -70,7 +70,10 @@ def releases(plan: Plan) -> tuple[Release, ...]:
     """List the kinds of sums of a plan, in the order in which they run."""
     found = []
     if plan.centre is not None:
-        found.append(Release(MEAN, (plan.channels,), 1.0, plan.centre.attempts, 1.0, plan.centre.noise_multiplier))
+        moments = (plan.channels,) if plan.centre.squares is None else (plan.channels, plan.channels, 1)
+        # Of each block, a patient's part has norm 1 at most.
+        norm, noise = math.sqrt(len(moments)), plan.centre.noise_multiplier
+        found.append(Release(MEAN, moments, norm, plan.centre.attempts, 1.0, noise))
     descent = plan.descent
     lengths = (plan.dimension, *([metrics.LENGTH] if plan.metrics_weight else []))
     norm = math.hypot(1.0, plan.metrics_weight)
@@ -138,7 +141,7 @@ def spendings(
         )  # fmt: skip
 
     if release.name == MEAN:
-        return (mechanism(MEAN, "Gaussian", times, release.noise_multiplier, 1.0, 1.0),)
+        return (mechanism(MEAN, "Gaussian", times, release.noise_multiplier, release.norm, 1.0),)
     steps, clip = times * plan.descent.local_steps, plan.descent.clip
     found = [mechanism(DESCENT, "DP-SGD", steps, release.noise_multiplier, clip, release.sampling_rate)]
     if plan.metrics_weight:
@@ -290,9 +293,12 @@ def header(plan: Plan, done: int, state: bytes, number: int, cohort: Sequence[by
         drawn = variance(plan, release)
         blocks = tuple(Block(length, _capacity(plan) * release.norm, step, drawn) for length in release.lengths)
     else:
-        clips = [_noised_capacity(plan, 1.0, release.noise_multiplier) if release.name == MEAN else LARGEST_UPDATE]
-        if len(release.lengths) > 1:
-            clips.append(_noised_capacity(plan, metrics.NORM, metrics_noise(plan)))
+        if release.name == MEAN:
+            clips = [_noised_capacity(plan, release.norm, release.noise_multiplier)] * len(release.lengths)
+        else:
+            clips = [LARGEST_UPDATE]
+            if plan.metrics_weight:
+                clips.append(_noised_capacity(plan, metrics.NORM, metrics_noise(plan)))
         pairs = zip(release.lengths, clips, strict=True)
         blocks = tuple(Block(length, clip, finest_step(size, plan.bits, clip)) for length, clip in pairs)
     return Header(

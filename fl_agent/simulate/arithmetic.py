@@ -60,7 +60,8 @@ def train(
     source = SecureSource()
     training, measured = Training.start(plan), []
     cohort = [bytes.fromhex(one.identity) for one in plan.members]
-    for done in range(plan.sums):
+    while not server.finished(plan, training):
+        done = training.done
         content = training.state().encode()
         terms = header(plan, done, content, done + 1, cohort)
         total = np.zeros(terms.dimension, dtype=np.uint32)

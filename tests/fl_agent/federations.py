@@ -74,13 +74,19 @@ def template() -> bytes:
         return (Path(folder) / "site.sqlite3").read_bytes()
 
 
-def federation(folder: Path, count: int = 3, lost: Loss = lambda name, frame: False, **options: Any) -> Federation:
+def federation(
+    folder: Path,
+    count: int = 3,
+    lost: Loss = lambda name, frame: False,
+    privacy: PrivacySettings = PRIVACY,
+    **options: Any,
+) -> Federation:
     waited: list[tuple[str, float]] = []
     for name in sites(count):
         (folder / name).mkdir(parents=True)
         (folder / name / "site.sqlite3").write_bytes(template())
     made = Federation(
-        folder, sites(count), PRIVACY, timing=Timing(stage=30, contribution=600, probe=2, joining=5),
+        folder, sites(count), privacy, timing=Timing(stage=30, contribution=600, probe=2, joining=5),
         courier=lambda handlers: FlakyCourier(handlers, lost, waited), **options,
     )  # fmt: skip
     made.waited = waited  # type: ignore[attr-defined]
