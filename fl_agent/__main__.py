@@ -33,7 +33,12 @@ app.add_typer(candidates, name="candidates")
 
 @app.command()
 def train(
-    data: Annotated[Path, typer.Option(help="Folder that holds kermany224.", exists=True, file_okay=False)],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="Folder of kermany224, or of films in normal, bacterial, viral.", exists=True, file_okay=False
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Model store that receives the new version.")],
     version: Annotated[str, typer.Option(help="Version of the new model; never used again.")],
     network: Annotated[

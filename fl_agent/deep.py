@@ -25,6 +25,7 @@ from . import texts
 from .accounting import descent_of, noise_for
 from .order import Array, Learned, Order, Progress
 from .randomness import SecureSource
+from .research.dataset import images_folder
 from .train import Recipe, descend, patient_rows
 from .trainset import Films, read_image
 
@@ -111,7 +112,7 @@ def learn(order: Order, films: Films, source: SecureSource, progress: Progress) 
     ConfigError
         A cut is named for a network without public stages (``no-cut``), or is no stage of the trunk.
     """
-    folder, made = order.data / "kermany224", make(order.network, order.cut)
+    folder, made = images_folder(order.data), make(order.network, order.cut)
 
     def read(films: Films, what: str) -> NDArray[np.uint8]:
         return read_images(folder, films, lambda i, n: progress(what, i, n))
@@ -142,7 +143,7 @@ def learn(order: Order, films: Films, source: SecureSource, progress: Progress) 
         ),
         trunk=trunk,
         not_covered=texts.NOT_COVERED_DEEP,
-        limits=texts.LIMITS_DEEP,
+        limits=texts.DEEP_LIMITS,
     )
 
 

@@ -17,6 +17,7 @@ from . import texts
 from .accounting import descent_of, noise_for, release_of
 from .order import Array, Learned, Order, Progress
 from .randomness import SecureSource
+from .research.dataset import images_folder
 from .train import Recipe, descend, patient_rows, release_mean
 from .trainset import VIEWS, Films, pooled_features
 
@@ -42,7 +43,7 @@ def learn(order: Order, films: Films, source: SecureSource, progress: Progress) 
     """
     if order.cut is not None:
         raise ConfigError("a head on the whole trunk has no stages to cut behind: choose a network", code="no-cut")
-    folder, trunk = order.data / "kermany224", Trunk(TAPS)
+    folder, trunk = images_folder(order.data), Trunk(TAPS)
 
     def features(films: Films, what: str, views: tuple[str, ...] = VIEWS[:1]) -> NDArray[np.float32]:
         return pooled_features(folder, films, trunk, order.cache, lambda i, n: progress(what, i, n), views)
@@ -64,7 +65,7 @@ def learn(order: Order, films: Films, source: SecureSource, progress: Progress) 
         preprocessing=PREPROCESSING,
         trunk=trunk_card(trunk),
         not_covered=texts.NOT_COVERED,
-        limits=texts.LIMITS,
+        limits=texts.HEAD_LIMITS,
     )
 
 

@@ -32,7 +32,7 @@ class Order:
     Attributes
     ----------
     data : Path
-        Holds `kermany224` and, for context, `expert_reading`.
+        Holds `kermany224` and, for context, `expert_reading`; or a research site's films (`fl_agent.research`).
     cache : Path
         Folder of the trunk's features.
     version : str

@@ -11,7 +11,6 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dicom_node.core.errors import ConfigError
-from dicom_node.core.settings import Population
 from secure_infer.card import CLASSES, Calibration, Data, Figure, ModelCard, OperatingPoint, Privacy, SplitCount
 from secure_infer.models import ModelStore, encode_weights
 
@@ -21,9 +20,12 @@ from .calibration import ABSENT_BELOW, PRESENT_FROM, Calibrated, calibrate
 from .figures import bootstrap, pneumonia_metrics
 from .order import HEAD, Array, Learned, Order, Progress
 from .randomness import SecureSource
-from .trainset import Films, read_manifest, split_patients
+from .research.dataset import DataSet, open_data_set
+from .trainset import Films, split_patients
 
 VALIDATION_SHARE = 0.15
+#: Below this the card warns of false alarms first.
+UNSPECIFIC = 0.7
 
 
 def produce(order: Order, store: ModelStore, key: Ed25519PrivateKey, progress: Progress) -> ModelCard:
@@ -47,9 +49,9 @@ def produce(order: Order, store: ModelStore, key: Ed25519PrivateKey, progress: P
     """
     if order.version in store.versions():
         raise ConfigError(f"model {order.version} is already published: choose another version", code="published")
-    folder = order.data / "kermany224"
-    train, validation = split_patients(read_manifest(folder, "train"), VALIDATION_SHARE, order.split_seed)
-    test = read_manifest(folder, "test")
+    data = open_data_set(order.data)
+    train, validation = split_patients(data.train, VALIDATION_SHARE, order.split_seed)
+    test = data.test
     source, budget = SecureSource(), (order.epsilon, order.delta)
     learn = head.learn if order.network == HEAD else deep.learn
     learned = learn(order, train, source, progress)
@@ -58,7 +60,7 @@ def produce(order: Order, store: ModelStore, key: Ed25519PrivateKey, progress: P
     figures = _figures(calibrated.probabilities(learned.logits(test, "test images")), test)
     encoded = encode_weights(learned.weights)
     splits = {"train": train, "validation": validation, "test": test}
-    card = _card(order, learned, calibrated, splits, figures, hashlib.sha256(encoded).hexdigest())
+    card = _card(order, data, learned, calibrated, splits, figures, hashlib.sha256(encoded).hexdigest())
     store.publish(card, encoded, key)
     return card
 
@@ -74,6 +76,7 @@ def _figures(probabilities: Array, films: Films) -> tuple[Figure, ...]:
 
 def _card(
     order: Order,
+    data: DataSet,
     learned: Learned,
     calibrated: Calibrated,
     splits: dict[str, Films],
@@ -85,25 +88,27 @@ def _card(
     for name, films in splits.items():
         images, patients = films.sizes()
         counts.append(SplitCount.model_validate({"split": name, "images": images, "patients": patients}))
+    about, specificity = data.about, {one.name: one.value for one in figures}["specificity_at_half"]
+    alarms = (texts.unspecific(specificity),) if specificity < UNSPECIFIC else ()
     return ModelCard(
-        name="VeilRay paediatric pneumonia",
+        name=about.model,
         version=order.version,
-        intended_use=texts.INTENDED_USE,
+        intended_use=about.intended_use,
         classes=CLASSES,
-        population=Population(min_age_years=1, max_age_years=5, views=("AP", "PA")),
+        population=about.population,
         preprocessing=learned.preprocessing,
         trunk=learned.trunk,
         suffix=learned.program,
         weights_sha256=digest,
-        calibration=Calibration(scale=calibrated.scale, offsets=calibrated.offsets, method=texts.CALIBRATION),
+        calibration=Calibration(scale=calibrated.scale, offsets=calibrated.offsets, method=data.calibration),
         operating_point=OperatingPoint(
             absent_below=ABSENT_BELOW, present_from=PRESENT_FROM, undetermined_share=round(calibrated.band_share, 3)
         ),
         data=Data(
-            name=texts.DATA,
-            licence=texts.DATA_LICENCE,
+            name=about.name,
+            licence=about.licence,
             splits=tuple(counts),
-            how_split=texts.how_split(VALIDATION_SHARE, order.split_seed),
+            how_split=texts.how_split(data.how_split, VALIDATION_SHARE, order.split_seed),
         ),
         privacy=Privacy(
             epsilon=math.ceil(epsilon(mechanisms, order.delta) * 1000) / 1000,
@@ -113,11 +118,11 @@ def _card(
             accountant=texts.ACCOUNTANT,
             noise=texts.NOISE,
             mechanisms=mechanisms,
-            not_covered=learned.not_covered,
+            not_covered=data.not_covered or learned.not_covered,
         ),
         figures=figures,
-        context=(texts.FIGURES, *_expert_reading(order.data / "expert_reading" / "expert_labels_mapped.csv")),
-        limits=learned.limits,
+        context=(data.figures, *_expert_reading(order.data / "expert_reading" / "expert_labels_mapped.csv")),
+        limits=(*alarms, *about.limits, *learned.limits),
         licence="Apache-2.0",
     )
 

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from dicom_node.core.errors import ConfigError, IntegrityError
 from dicom_node.pixels import from_picture
 from secure_infer.network import Trunk
+
+from .research.pictures import grey
 
 #: Each image counts once as it is and once mirrored: augmentation multiplicity (De et al. 2022, arXiv 2204.13650).
 VIEWS = ("plain", "mirrored")
@@ -127,8 +128,7 @@ def read_image(folder: Path, films: Films, number: int) -> NDArray[np.float32]:
     path = folder / films.files[number]
     if hashlib.sha256(path.read_bytes()).hexdigest() != films.sha256[number]:
         raise IntegrityError(f"image {number} is not the one that the manifest names", code="training-image")
-    with Image.open(path) as picture:
-        return from_picture(np.asarray(picture.convert("L")))
+    return from_picture(grey(path))
 
 
 def pooled_features(

@@ -36,6 +36,7 @@ DOORS = {
     "prometheus_client": ("secure_infer.operations.metrics",),
     "alembic": ("dicom_node.core",),
     "numba": ("secure_infer.protocol.kernels",),
+    "nibabel": ("fl_agent.research.pictures",),
     "matplotlib": ("fl_agent.runreport.charts",),
     "nvflare": ("fl_agent.courier.nvflare",),
     "gdcm": ("dicom_node.pixels",),
