@@ -15,14 +15,19 @@ from dicom_node.core.errors import VeilRayError
 from secure_infer.card import ModelCard
 from secure_infer.models import ModelStore, public_hex, signing_key
 
+from .agent.cli import identity, run
+from .coordinator.cli import coordinator
 from .courier.nvflare.cli import consortium, provision, relay
 from .handover.cli import app as candidates
 from .ledger.cli import budget
 from .order import HEAD, NETWORKS, Order
 from .runreport.cli import progress, report
+from .simulate.cli import simulate
 
 app = cli.new_app("Train pneumonia models with differential privacy.")
 app.command()(budget)
+for command in (run, identity, coordinator, simulate):
+    app.command()(command)
 app.command()(provision)
 app.command()(relay)
 app.add_typer(consortium, name="consortium")

@@ -22,6 +22,7 @@ from dicom_node.__main__ import app as dicom_node
 from dicom_node.core import settings
 from dicom_node.core.pki import Authority
 from fl_agent.__main__ import app as fl_agent
+from fl_agent.coordinator.settings import CoordinatorSettings
 from fl_agent.courier.nvflare.consortium import ConsortiumSettings
 from secure_infer.__main__ import app as secure_infer
 from secure_infer.dealer import DealerSettings
@@ -30,6 +31,7 @@ from secure_infer.party import PartySettings
 CONFIG = Path(__file__).resolve().parent.parent / "orthanc_config"
 EXAMPLES = {
     "site.example.toml": settings.Settings,
+    "coordinator.example.toml": CoordinatorSettings,
     "party.example.toml": PartySettings,
     "dealer.example.toml": DealerSettings,
     "consortium.example.toml": ConsortiumSettings,

@@ -73,6 +73,7 @@ class Coordinator:
         self._identity, self._records, self._courier, self._folder = identity, records, courier, folder
         self._publisher, self._timing, self._clock = publisher, timing, clock
         self._patience = Patience()
+        self._asked_at_the_end: frozenset[str] = frozenset()
 
     def open(self, plan: Plan) -> None:
         """Begin a run; `run_once` does the rest.
@@ -130,9 +131,10 @@ class Coordinator:
             return False
         envelope = Envelope(Kind.PLAN, bytes.fromhex(current.plan.run), current.plan.content)
         left = current.at + self._timing.joining - self._clock()
-        for name, code in self._ask(current, asked, envelope, left if joining else self._timing.probe):
+        answers = self._ask(current, asked, envelope, left if joining else self._timing.probe)
+        for name, code in answers:
             self._records.answered(current.plan, name, code or ACCEPTED)
-        return joining
+        return joining or bool(answers)
 
     def _require_enough(self, current: Run, sites: Collection[str]) -> None:
         """Make sure that a cohort of these sites has terms."""
@@ -212,9 +214,10 @@ class Coordinator:
         self._records.ended(current.plan, code)
 
     def _tell_the_end(self, current: Run) -> bool:
-        """Let the sites close their reservations."""
+        """Let the sites close their reservations; whoever is silent is asked again by the next process."""
         envelope = Envelope(Kind.END, bytes.fromhex(current.plan.run))
-        asked = current.untold & self._courier.connected()
+        asked = (current.untold & self._courier.connected()) - self._asked_at_the_end
+        self._asked_at_the_end |= asked
         told = [name for name, code in self._ask(current, asked, envelope, self._timing.stage) if not code]
         for name in told:
             self._records.told(current.plan, name)

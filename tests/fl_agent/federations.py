@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -114,13 +115,14 @@ def finish(made: Federation, attempts: int = 40) -> str:
     raise AssertionError("the run has not come to its end")
 
 
-def kill_at(monkeypatch: pytest.MonkeyPatch, place: str, times: int = 1) -> list[str]:
-    """Kill whoever comes to this place next; return a list that grows with each kill."""
-    killed: list[str] = []
+def kill_at(monkeypatch: pytest.MonkeyPatch, place: str, hits: Collection[int] = (0,)) -> list[int]:
+    """Kill whoever comes to this place for the n-th time, from 0; return a list that grows with each kill."""
+    came = itertools.count()
+    killed: list[int] = []
 
     def reach(found: str) -> None:
-        if found == place and len(killed) < times:
-            killed.append(found)
+        if found == place and (hit := next(came)) in hits:
+            killed.append(hit)
             raise Killed
 
     monkeypatch.setattr(failpoint, "reach", reach)

@@ -53,7 +53,7 @@ def test_a_killed_agent_returns_and_its_ledger_counts_all_that_it_did(
         made._handle = restarted  # type: ignore[method-assign]
         made.start_coordinator()
         made.coordinator.open(plan(made, mode, rounds=2, local_steps=2 if mode == "site" else 1))
-        killed = kill_at(monkeypatch, place, times=2)
+        killed = kill_at(monkeypatch, place, (0, 1))
         assert finish(made) == "finished"
         finish(made)
         assert len(killed) == len(victims) == 2
@@ -81,7 +81,7 @@ def test_an_agent_that_dies_in_every_round_costs_its_budget_and_stops_nobody(
             if name != "site-3":
                 return handlers(name, frame)
             with monkeypatch.context() as patched:
-                kill_at(patched, "agent-counted", times=10)
+                kill_at(patched, "agent-counted", range(10))
                 try:
                     return handlers(name, frame)
                 except BaseException:

@@ -11,11 +11,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fl_agent.learning.plan import Member, Plan
 from fl_agent.learning.propose import Budget, Features, default_descent, propose
 from fl_agent.learning.site import Examples
+from fl_agent.simulate.drawn import draw
 
 CHANNELS = 6
 SIZES = {"north": 20, "south": 35, "west": 60}
-#: One row for each class.
-KINDS = np.random.default_rng(5).normal(size=(3, CHANNELS))
 
 
 def identity(name: str) -> Ed25519PrivateKey:
@@ -28,13 +27,7 @@ def raw(key: Ed25519PrivateKey) -> bytes:
 
 
 def examples(patients: int, seed: int) -> Examples:
-    """Patients with one to three images of two views, not in order."""
-    rng = np.random.default_rng(seed)
-    owners = rng.permutation(np.repeat(np.arange(patients), rng.integers(1, 4, patients)))
-    labels = np.arange(patients) % 3
-    features = KINDS[labels[owners]][:, None] + rng.normal(size=(len(owners), 2, CHANNELS))
-    features /= np.linalg.norm(features, axis=2, keepdims=True)
-    return Examples(features.astype(np.float32), labels[owners], owners)
+    return draw(patients, CHANNELS, seed)
 
 
 def three() -> dict[str, Examples]:
