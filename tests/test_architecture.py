@@ -40,6 +40,7 @@ DOORS = {
     "matplotlib": ("fl_agent.runreport.charts",),
     "nvflare": ("fl_agent.courier.nvflare",),
     "gdcm": ("dicom_node.pixels",),
+    "optuna": ("fl_agent.search.study",),
 }
 FORBIDDEN = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 

@@ -45,6 +45,9 @@ Place = Literal[
     "coordinator-recorded",
     "coordinator-stored",
     "coordinator-published",
+    "search-asked",
+    "search-opened",
+    "search-measured",
 ]
 PLACES: Final[tuple[Place, ...]] = get_args(Place)
 _ARMED: Final = os.environ.get("VEILRAY_FAILPOINT")

@@ -27,12 +27,15 @@ class Budget:
     mode : {"site", "distributed"}
     honest : int or None
         Hospitals that the claim counts on in mode DISTRIBUTED; `assumed_honest` where absent.
+    runs : int
+        Runs on the same terms that share the budget, as the trials of a search do.
     """
 
     epsilon: float
     delta: float
     mode: Literal["site", "distributed"]
     honest: int | None = None
+    runs: int = 1
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def propose(
     metrics_weight: float = 0.2,
     run: bytes | None = None,
 ) -> Plan:
-    """Write a plan whose claim is within a budget.
+    """Write a plan whose claim is within a budget, with those of all runs that share it.
 
     Parameters
     ----------
@@ -132,5 +135,5 @@ def propose(
     # The resolution takes part in the sensitivity, and the noise in the headroom: twice round is enough, for a finer
     # resolution only lowers the noise that is needed.
     for _ in range(2):
-        plan = calibrated(plan.model_copy(update={"resolution": finest_resolution(plan)}), budget.epsilon)
+        plan = calibrated(plan.model_copy(update={"resolution": finest_resolution(plan)}), budget.epsilon, budget.runs)
     return Plan.read(plan.content)  # model_copy does not check

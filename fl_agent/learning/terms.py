@@ -192,8 +192,13 @@ def epsilons(plan: Plan, attempts: tuple[int, ...] | None = None, delta: float |
     return Epsilons(claimed, alone)
 
 
-def calibrated(plan: Plan, epsilon: float) -> Plan:
-    """Give the descent the least noise with which the plan's claim is at most `epsilon`.
+def composed(plan: Plan, runs: int) -> Epsilons:
+    """Account so many runs on these terms, each with all the contributions that it allows."""
+    return epsilons(plan, tuple(runs * one.attempts for one in releases(plan)))
+
+
+def calibrated(plan: Plan, epsilon: float, runs: int = 1) -> Plan:
+    """Give the descent the least noise with which the claim of the plan, or of several like it, is at most `epsilon`.
 
     Raises
     ------
@@ -206,7 +211,7 @@ def calibrated(plan: Plan, epsilon: float) -> Plan:
         return plan.model_copy(update={"descent": descent})
 
     def within(multiplier: float) -> bool:
-        return epsilons(with_noise(multiplier)).claimed <= epsilon
+        return composed(with_noise(multiplier), runs).claimed <= epsilon
 
     low, high = 0.0, 1.0
     while not within(high):

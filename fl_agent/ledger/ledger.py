@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import sqlalchemy as sa
 
@@ -84,7 +84,7 @@ class Ledger:
         with self._database.write() as connection:
             lock(connection)
             held = [one for one in entries(connection).values() if one.counts and one.patient_set == patient_set]
-            refusal = self._refusal(held, terms)
+            refusal = self._refusal(held, [terms])
             if refusal is None:
                 append(connection, entry, now)
                 failpoint.reach("ledger-written")
@@ -94,6 +94,21 @@ class Ledger:
             raise refusal
         failpoint.reach("ledger-committed")
         return entry.token
+
+    def require(self, terms: Sequence[Spending], *, patient_set: str = SITE) -> None:
+        """Make sure that all of these could be reserved together; nothing is taken.
+
+        Raises
+        ------
+        Refused
+            The site's limit would be exceeded (``privacy-budget``).
+        IntegrityError
+            The ledger was altered.
+        """
+        held = [one for one in self.entries() if one.counts and one.patient_set == patient_set]
+        refusal = self._refusal(held, terms)
+        if refusal is not None:
+            raise refusal
 
     def begin(self, token: str) -> None:
         """Note, durably, that the data will be touched now; from here on the budget is gone.
@@ -154,15 +169,15 @@ class Ledger:
             failpoint.reach("ledger-written")
         failpoint.reach("ledger-committed")
 
-    def _refusal(self, held: list[Entry], terms: Spending) -> Refused | None:
-        """Say why the limits do not allow the mechanism, or None."""
+    def _refusal(self, held: list[Entry], terms: Sequence[Spending]) -> Refused | None:
+        """Say why the limits do not allow the mechanisms, or None."""
         delta = self.limits.delta
         for alone, limit in ((False, self.limits.epsilon), (True, self.limits.epsilon_alone)):
             if limit is None:
                 continue
             losses = [accountant.loss(one.terms, alone=alone) for one in held]
-            wanted = accountant.loss(terms, alone=alone)
-            after = accountant.total([*losses, wanted]).lifelong(delta)
+            wanted = [accountant.loss(one, alone=alone) for one in terms]
+            after = accountant.total([*losses, *wanted]).lifelong(delta)
             # Written so that a sum that is no number is refused, too.
             if not after <= limit:
                 used = accountant.total(losses).lifelong(delta)

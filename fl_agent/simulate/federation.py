@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dicom_node.core.database import Database
 from dicom_node.core.training_settings import FederationSettings, PrivacySettings
+from secure_infer.models import signing_key
 
 from ..agent.agent import Agent
 from ..agent.rules import Rules
@@ -88,8 +89,11 @@ class Federation:
     ) -> None:
         self._folder, self._sites, self._privacy, self._timing = folder, dict(sites), privacy, timing
         self._publisher, self._make_courier = publisher, courier
-        self._keys = {name: Ed25519PrivateKey.generate() for name in sites}
-        self._coordinator_key = Ed25519PrivateKey.generate()
+        for name in sites:
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        # Kept, so that a run goes on after whoever simulates was killed.
+        self._keys = {name: signing_key(folder / name / "identity.pem") for name in sites}
+        self._coordinator_key = signing_key(folder / "coordinator.pem")
         self._stack = ExitStack()
         self.members = tuple(
             Member(name=name, identity=public(self._keys[name]), patients=rows.count) for name, rows in sites.items()

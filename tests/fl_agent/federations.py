@@ -84,8 +84,9 @@ def federation(
 ) -> Federation:
     waited: list[tuple[str, float]] = []
     for name in sites(count):
-        (folder / name).mkdir(parents=True)
-        (folder / name / "site.sqlite3").write_bytes(template())
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        if not (folder / name / "site.sqlite3").exists():  # else it is a federation that goes on
+            (folder / name / "site.sqlite3").write_bytes(template())
     made = Federation(
         folder, sites(count), privacy, timing=Timing(stage=30, contribution=600, probe=2, joining=5),
         courier=lambda handlers: FlakyCourier(handlers, lost, waited), **options,
