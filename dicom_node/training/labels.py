@@ -1,4 +1,4 @@
-"""What studies show: imported from lists and worklists, and collected from reports that a physician verified."""
+"""What studies show: from lists and worklists, from reports that a physician verified, and from the reading page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .subjects import Pseudonyms
 
 #: Columns of a list of labels; each line names one study in exactly one way.
 COLUMNS = ("StudyInstanceUID", "AccessionNumber", "Label")
-LIST, VERIFIED_REPORT = "list", "verified-report"
+LIST, VERIFIED_REPORT, READING = "list", "verified-report", "reading"
 
 
 @dataclass(frozen=True)

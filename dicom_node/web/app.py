@@ -1,7 +1,8 @@
 """The admin pages as one ASGI application: put together here, served by `serve`.
 
-They read the records, show numbers, states and reasons, and can put a failed job back; they hold no patient data and
-no accounts, so they listen on loopback unless a proxy that knows the site's users stands before them.
+They read the records, show numbers, states and reasons, can put a failed job back and take a radiologist's reading;
+they hold no patient data and no accounts, so they listen on loopback unless a proxy that knows the site's users stands
+before them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from dicom_node.core.database import Database
 from dicom_node.core.errors import ConfigError, VeilRayError
 from dicom_node.core.settings import Settings
 
-from . import queries, show
+from . import queries, reading, show
 from .pages import router
 from .security import Csrf, Guard, allowed_hosts
 
@@ -81,7 +82,9 @@ def create_app(settings: Settings, database: Database, clock: Callable[[], float
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(RequestValidationError, invalid_request)
     app.add_exception_handler(VeilRayError, known_error)
-    app.include_router(router(settings, database, clock, templates, Csrf()))
+    csrf = Csrf()
+    app.include_router(router(settings, database, clock, templates, csrf))
+    app.include_router(reading.router(database, clock, templates, csrf))
     app.mount("/static", StaticFiles(directory=HERE / "static"))
     app.add_middleware(Guard, hosts=allowed_hosts(settings.web), refuse=error_page)
     return app

@@ -25,7 +25,7 @@ from dicom_node.core.settings import WebSettings
 
 log = logs.get(__name__)
 COOKIE = "veilray_csrf"
-MAXIMUM_FORM_BYTES = 4096  # our largest form is one token
+MAXIMUM_FORM_BYTES = 4096  # our largest form is a token, a name and a choice
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -137,8 +137,13 @@ class Csrf:
         """Set the cookie; it dies with the browser's session and no script can read it."""
         response.set_cookie(COOKIE, visitor, path="/", httponly=True, samesite="strict")
 
-    async def require(self, request: Request) -> None:
+    async def require(self, request: Request) -> dict[str, str]:
         """Let the request pass only when its form was made by one of our pages for this visitor.
+
+        Returns
+        -------
+        dict of str to str
+            The form's fields; of one that came twice, the last.
 
         Raises
         ------
@@ -152,7 +157,9 @@ class Csrf:
             body += part
             if len(body) > MAXIMUM_FORM_BYTES:
                 raise HTTPException(413, "The form is too large.")
-        given = parse_qs(body.decode("ascii", "replace")).get("token", [""])[-1]
+        form = {name: values[-1] for name, values in parse_qs(body.decode("ascii", "replace")).items()}
+        given = form.get("token", "")
         expected = self.token(request.cookies.get(COOKIE, ""))
         if COOKIE not in request.cookies or not hmac.compare_digest(given.encode(), expected.encode()):
             raise HTTPException(403, "The form has expired. Go back, reload the page and try again.")
+        return form

@@ -17,7 +17,7 @@ from tests.dicom_node.web import records
 from tests.dicom_node.web.conftest import Site
 
 CHROMIUM = shutil.which("chromium")
-PAGES = ("/", "/studies/5", "/refusals", "/jobs", "/audit", "/status")
+PAGES = ("/", "/studies/5", "/reading", "/studies/5/reading", "/refusals", "/jobs", "/audit", "/status")
 
 
 @pytest.fixture
@@ -47,6 +47,7 @@ def test_the_pages_work_in_a_browser(busy: Site, address: str) -> None:
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
         keyboard_reaches_the_content(page, address)
         try_again_puts_the_job_back(busy, page, address)
+        a_reading_is_recorded(page, address)
         a_new_study_appears_by_itself(busy, page, address)
         browser.close()
     assert complaints == []
@@ -67,6 +68,18 @@ def try_again_puts_the_job_back(busy: Site, page: Page, address: str) -> None:
     assert records.failed_jobs(busy.database) == failed[1:]
     with busy.database.read() as connection:
         assert connection.execute(sa.select(job.c.state).where(job.c.id == failed[0])).scalar_one() == "waiting"
+
+
+def a_reading_is_recorded(page: Page, address: str) -> None:
+    page.goto(address + "/reading")
+    page.get_by_role("link", name="Read study 5", exact=True).click()
+    page.get_by_label("Bacterial pneumonia", exact=True).check()
+    page.get_by_role("button", name="Record the reading").click()  # the browser asks for the name first
+    assert page.get_by_role("status").count() == 0
+    page.get_by_label("Read by").fill("Dr. Ä. Example")
+    page.get_by_role("button", name="Record the reading").click()
+    page.get_by_role("status").get_by_text("The reading was recorded.").wait_for()
+    page.get_by_text("by Dr. Ä. Example").wait_for()
 
 
 def a_new_study_appears_by_itself(busy: Site, page: Page, address: str) -> None:

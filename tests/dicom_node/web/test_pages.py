@@ -13,7 +13,7 @@ from dicom_node.web.app import NOTICE
 from tests.dicom_node.web import records
 from tests.dicom_node.web.conftest import Site
 
-PAGES = ("/", "/refusals", "/jobs", "/audit", "/status")
+PAGES = ("/", "/reading", "/refusals", "/jobs", "/audit", "/status")
 
 
 class Words(HTMLParser):
@@ -42,7 +42,7 @@ def row_of(page: str, start: str) -> str:
     return next(row for row in Words(page).rows if row.startswith(start))
 
 
-@pytest.mark.parametrize("path", [*PAGES, "/studies/1", "/nowhere"])
+@pytest.mark.parametrize("path", [*PAGES, "/studies/1", "/studies/1/reading", "/nowhere"])
 def test_every_page_says_that_it_is_research_and_unverified(busy: Site, path: str) -> None:
     assert NOTICE in busy.ask(path).text
 
