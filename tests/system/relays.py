@@ -65,8 +65,12 @@ class Relays:
         return dict(self.courier.exchange(dict.fromkeys(self.names, frame), timeout_s))
 
     def wait_for_all(self) -> None:
+        self.wait_for(self.names)
+
+    def wait_for(self, names: frozenset[str]) -> None:
+        """Wait until these agents, and no others, can be reached."""
         deadline = time.monotonic() + 60
-        while (there := self.courier.connected()) != self.names:
+        while (there := self.courier.connected()) != names:
             assert time.monotonic() < deadline, f"only {sorted(there)} can be reached"
             time.sleep(0.1)
 

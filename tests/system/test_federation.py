@@ -1,0 +1,178 @@
+"""Three uneven hospitals, their coordinator and NVFlare, each a process: a signed model, and no update in the open."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+
+from dicom_node.launch import Service
+from fl_agent.courier.nvflare import local
+from fl_agent.runreport import record
+from secure_infer.models import ModelStore, public_hex, signing_key
+from secure_infer.network import Trunk
+from tests.system.hospital_agent import canary
+from tests.system.relays import Relays
+
+HOSPITALS = {"north": 40, "east": 70, "south": 120}
+TAPS = ("head",)
+VERSION = "2.0.0"
+ROUNDS = 4
+#: After how many sums memory is looked at.
+LOOKED = 3
+#: Memory that a process may write to and has written to (proc(5), smaps).
+MAPPED = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) rw.*\n(?:(?!Rss:).*\n)*?Rss: +[1-9]", re.MULTILINE)
+
+
+class Federation:
+    """All processes and their folders; agents and coordinator as a site would start them."""
+
+    def __init__(self, folder: Path, relays: Relays) -> None:
+        self.folder, self.relays = folder, relays
+        self.keys = {name: folder / name / "identity.pem" for name in HOSPITALS}
+        self.coordinator_folder = folder / "coordinator"
+        for name in (*HOSPITALS, "coordinator"):
+            (folder / name).mkdir()
+        coordinator = public_hex(signing_key(self.coordinator_folder / "coordinator.pem"))
+        identities = {name: public_hex(signing_key(file)) for name, file in self.keys.items()}
+        self.publisher = public_hex(signing_key(self.coordinator_folder / "publisher.pem"))
+        self.agents = {name: self._agent(name, coordinator, list(identities.values())) for name in HOSPITALS}
+        settings = self.coordinator_folder / "coordinator.toml"
+        settings.write_text(self._settings(identities))
+        command = [sys.executable, "-m", "fl_agent", "coordinator", "--config", str(settings)]
+        self.coordinator = Service("coordinator", command, self.coordinator_folder)
+
+    def _agent(self, name: str, coordinator: str, roster: list[str]) -> Service:
+        rules = {
+            "identity_file": str(self.keys[name]), "coordinator": coordinator, "roster": roster, "minimum_cohort": 3,
+            "minimum_patients": 1,
+        }  # fmt: skip
+        given = {
+            "folder": str(self.folder / name),
+            "federation": rules,
+            "patients": HOSPITALS[name],
+            "channels": Trunk(TAPS).channels,
+            "socket": str(local.socket(self.relays.kits, name)),
+        }
+        file = self.folder / name / "agent.json"
+        file.write_text(json.dumps(given))
+        return Service(name, [sys.executable, "-m", "tests.system.hospital_agent", str(file)], self.folder / name)
+
+    def _settings(self, identities: dict[str, str]) -> str:
+        members = [
+            f'[[members]]\nname = "{name}"\nidentity = "{identity}"\npatients = {HOSPITALS[name]}\n'
+            for name, identity in identities.items()
+        ]
+        folder, socket = self.coordinator_folder, local.socket(self.relays.kits, "coordinator")
+        return "\n".join(
+            [
+                f'state_dir = "{folder}"',
+                f'key_file = "{folder / "coordinator.pem"}"',
+                f'publisher_key_file = "{folder / "publisher.pem"}"',
+                *members,
+                "[population]\nmin_age_years = 1\nmax_age_years = 5",
+                f'[run]\nversion = "{VERSION}"\ndelta = 1e-3\nrounds = {ROUNDS}\nspare = 4\ntaps = {list(TAPS)}',
+                f'[courier]\nsocket = "{socket}"',
+                "[timing]\nstage_s = 10.0\ncontribution_s = 20.0\njoining_s = 60.0",
+            ]
+        )
+
+    def rounds(self) -> int:
+        """How many sums the coordinator has recorded."""
+        found = list((self.coordinator_folder / "runs").glob(f"*/{record.FILE}"))
+        return sum('"loss"' in line for line in found[0].read_text().splitlines()) if found else 0
+
+
+def forms(name: str) -> list[bytes]:
+    """How a program could hold a hospital's canary."""
+    return [canary(name).astype(kind).tobytes() for kind in ("<i4", "<f4", "<f8")]
+
+
+def written(piece: bytes) -> bytes:
+    """Leave out pages that hold nothing."""
+    pages = np.frombuffer(piece, np.uint8).reshape(-1, 4096)
+    return pages[pages.any(axis=1)].tobytes()
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A process's memory at one moment."""
+
+    pieces: tuple[bytes, ...]
+
+    @classmethod
+    def of(cls, pid: int) -> Memory:
+        """Stop a process, read all that it can write to, and let it go on."""
+        pieces = []
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with Path(f"/proc/{pid}/mem").open("rb", 0) as memory:
+                for found in MAPPED.finditer(Path(f"/proc/{pid}/smaps").read_text()):
+                    start, end = (int(one, 16) for one in found.groups())
+                    with contextlib.suppress(OSError):  # memory of a device
+                        memory.seek(start)
+                        pieces.append(written(memory.read(end - start)))
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        return cls(tuple(pieces))
+
+    def __contains__(self, wanted: bytes) -> bool:
+        return any(wanted in piece for piece in self.pieces)
+
+
+@pytest.fixture(scope="module")
+def federation() -> Iterator[Federation]:
+    with TemporaryDirectory() as folder:
+        kits = Path(folder) / "kits"
+        with Relays(kits, {}, tuple(HOSPITALS)) as relays:
+            one = Federation(Path(folder), relays)
+            services = [*one.agents.values(), one.coordinator]
+            try:
+                for agent in one.agents.values():
+                    agent.start()
+                relays.wait_for(frozenset(HOSPITALS))
+                one.coordinator.start()
+                yield one
+            finally:
+                for service in services:
+                    service.kill()
+
+
+def test_a_run_comes_to_a_signed_candidate_and_no_single_update_to_the_coordinator(federation: Federation):
+    service, snapshots = federation.coordinator, dict[str, Memory]()
+    deadline = time.monotonic() + 120
+    while service.alive:
+        assert time.monotonic() < deadline, service.log_path.read_text()[-2000:]
+        if not snapshots and federation.rounds() >= LOOKED:
+            pids = {"coordinator": service.pid, "relay": federation.relays.pid("coordinator")}
+            snapshots = {name: Memory.of(pid) for name, pid in pids.items()}
+        time.sleep(0.02)
+    assert service.stop() == 0, service.log_path.read_text()[-2000:]
+
+    store = ModelStore(federation.coordinator_folder / "models", [federation.publisher])
+    assert store.card(VERSION).privacy.epsilon <= 3.0
+    weights = store.weights(VERSION)["head.weight"]
+    assert np.isfinite(weights).all()
+    assert weights.any()
+
+    folders = (federation.coordinator_folder, federation.relays.kits)
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    kept = Memory(tuple(path.read_bytes() for path in files))
+    # The search finds what is there: a canary at home, the public keys at the coordinator, the weights on its disk.
+    assert forms("south")[0] in Memory.of(federation.agents["south"].pid)
+    keys = [public_hex(signing_key(key)).encode() for key in federation.keys.values()]
+    assert all(key in snapshots["coordinator"] for key in keys)
+    assert weights.astype("<f4").tobytes()[:64] in kept
+    for where in (kept, *snapshots.values()):
+        assert [name for name in HOSPITALS for form in forms(name) if form in where] == []
