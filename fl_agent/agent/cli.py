@@ -49,7 +49,7 @@ def run(config: cli.ConfigOption = cli.DEFAULT_CONFIG) -> None:
             SitePatients(loaded, database),
         )
         with unix.serve(loaded.agent_socket, agent.handle, federation.socket_group):
-            log.info("agent-ready", path=str(loaded.agent_socket), fingerprint=public_hex(identity))
+            log.info("ready", path=str(loaded.agent_socket), fingerprint=public_hex(identity))
             stop.wait()
     finally:
         rounds.close()

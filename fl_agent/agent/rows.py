@@ -59,7 +59,7 @@ class SitePatients:
             self._store,
             self._key,
             self._settings.selection,
-            None,
+            plan.population,
             _trunk(plan.taps),
             plan.views,
             self._cache(plan),

@@ -48,7 +48,7 @@ def coordinator(
         )
         if not records.has(loaded.run.version):
             made.open(plan_of(loaded))
-        log.info("coordinator-ready", fingerprint=public_hex(identity), model=loaded.run.version)
+        log.info("ready", fingerprint=public_hex(identity), model=loaded.run.version)
         status = loops.run({"run": lambda: _step(made, records, stop)}, 1.0, stop)
     finally:
         courier.close()
@@ -68,6 +68,7 @@ def plan_of(loaded: CoordinatorSettings) -> Plan:
         default_descent(run.rounds, run.spare, **run.descent()),
         centre_noise=run.centre_noise,
         metrics_weight=run.metrics_weight,
+        population=loaded.population,
     )
 
 

@@ -28,8 +28,8 @@ class LocalCourier:
         self._pool = ThreadPoolExecutor(max_workers=len(sites), thread_name_prefix="courier")
 
     def connected(self) -> frozenset[str]:
-        """Name the sites whose socket exists; a killed agent's may be among them."""
-        return frozenset(name for name, path in self._sites.items() if path.is_socket())
+        """Name the sites whose agent answers at its socket."""
+        return frozenset(name for name, path in self._sites.items() if unix.served(path))
 
     def exchange(self, frames: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
         """Bring each site its frame and yield (site, answer) as they come; see `Courier`."""

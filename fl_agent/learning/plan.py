@@ -14,6 +14,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dicom_node.core.errors import ProtocolError
+from dicom_node.core.settings import Population
 from secure_infer.card import CLASSES, Version
 
 from ..secagg.header import Mode
@@ -98,6 +99,9 @@ class Plan(Terms):
     taps: tuple[str, ...] = Field(description="stages of the trunk whose outputs are the features, in order")
     views: tuple[str, ...] = Field(min_length=1, description="how each image is seen")
     channels: int = Field(ge=1, le=1 << 20, description="of the features")
+    population: Population | None = Field(
+        default=None, description="whose images sites select; none: each site's own rules alone"
+    )
     members: tuple[Member, ...] = Field(min_length=3, max_length=1000, description="ascending by identity")
     mode: Literal["site", "distributed"] = Field(description="who adds the noise: each site all of it, or a share")
     honest: int = Field(ge=0, description="hospitals whose shares of noise reach the multipliers (distributed)")

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from dicom_node.core.settings import Population
+
 from ..head import MEAN_NOISE, RECIPE
 from ..secagg.header import least_threshold
 from .plan import Centre, Descent, Member, Plan
@@ -84,6 +86,7 @@ def propose(
     centre_noise: float | None = MEAN_NOISE,
     squares: float | None = None,
     metrics_weight: float = 0.2,
+    population: Population | None = None,
     run: bytes | None = None,
 ) -> Plan:
     """Write a plan whose claim is within a budget, with those of all runs that share it.
@@ -103,6 +106,8 @@ def propose(
         See `Centre`; read only where there is a centre.
     metrics_weight : float
         See `Plan`.
+    population : Population, optional
+        Whose images sites select.
     run : bytes, optional
         16 bytes; random where absent.
 
@@ -123,6 +128,7 @@ def propose(
         taps=features.taps,
         views=features.views,
         channels=features.channels,
+        population=population,
         members=tuple(sorted(members, key=lambda one: one.identity)),
         mode=budget.mode,
         honest=honest,
