@@ -94,9 +94,10 @@ def _loss(run: RunRecord) -> Chart | None:
         return None
     rounds, values = zip(*seen, strict=True)
     about = f"From {values[0]:.3f} in round {rounds[0]} to {values[-1]:.3f} in round {rounds[-1]}."
-    figure, axes = _new("mean loss per patient, nats")
+    figure, axes = _new(f"mean loss per patient, nats{_noise(run)}")
     _draw(axes, [_Line("", rounds, values, COLOURS[0])])
-    axes.set_ylim(bottom=0)
+    if min(values) >= 0:  # noise may take it below
+        axes.set_ylim(bottom=0)
     return Chart("Loss", about, _svg(figure))
 
 
@@ -110,7 +111,7 @@ def _metrics(run: RunRecord) -> Chart | None:
         said.append(f"{label} {values[-1]:.3f}")
     if not lines:
         return None
-    figure, axes = _new("share, 0 to 1")
+    figure, axes = _new(f"share of 1{_noise(run)}")
     _draw(axes, lines)
     return Chart("Figures on the sites' own rows", f"In the last round: {', '.join(said)}.", _svg(figure))
 
@@ -134,6 +135,11 @@ def _epsilon(run: RunRecord) -> Chart | None:
         axes.fill_between(places, low, high, color=COLOURS[0], alpha=0.25, linewidth=0)
         lines.append(_Line(f"{len(sites)} sites alone", places, high, COLOURS[0]))
         said.append(f"up to {high[-1]:.3f} alone")
+    elif sites and len(set(run.rounds[-1].epsilon.values())) == 1:
+        spent = [one for one in run.rounds if one.epsilon]
+        alike = [max(one.epsilon.values()) for one in spent]
+        lines.append(_Line("each site alone", [one.round for one in spent], alike, COLOURS[0], DASHES[1]))
+        said.append(f"{alike[-1]:.3f} at each site alone")
     else:
         for place, site in enumerate(sites):
             seen = [(one.round, one.epsilon[site]) for one in run.rounds if site in one.epsilon]
@@ -213,6 +219,11 @@ def _draw(axes: Axes, lines: Sequence[_Line]) -> None:
             line.name, (1.0, free), xycoords=("axes fraction", "data"), xytext=(5, 0), textcoords="offset points",
             va="center", color=line.colour, fontsize=9.5, annotation_clip=False,
         )  # fmt: skip
+
+
+def _noise(run: RunRecord) -> str:
+    """Warn that figures may leave their range, as a loss below 0 or a share above 1 does."""
+    return "" if run.mode == "none" else ", with noise"
 
 
 def _count_rounds(axes: Axes) -> None:

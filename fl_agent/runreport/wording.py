@@ -30,6 +30,8 @@ CONSEQUENCES: Final = {
 }
 UNITS: Final = ("B", "kB", "MB", "GB", "TB")
 METRICS: Final = {
+    "auc": "AUC, pneumonia",
+    "accuracy": "accuracy, three classes",
     "auc_pneumonia": "AUC, pneumonia",
     "auc_bacterial_viral": "AUC, bacterial/viral",
     "accuracy_three_classes": "accuracy, three classes",

@@ -77,8 +77,8 @@ def test_the_report_tells_figures_settings_and_that_it_is_no_medical_device(page
 def test_every_axis_has_its_unit_and_every_line_its_name() -> None:
     found = labels(FORTY)
     for title, part in {
-        "Loss": "mean loss per patient, nats",
-        "Figures on the sites' own rows": "share, 0 to 1",
+        "Loss": "mean loss per patient, nats, with noise",
+        "Figures on the sites' own rows": "share of 1, with noise",
         "Privacy spent": "ε spent per patient (δ = 0.0001)",
         "Sites in the sum": "sites in the sum, of 3",
         "Time": "seconds per round",
@@ -88,6 +88,17 @@ def test_every_axis_has_its_unit_and_every_line_its_name() -> None:
         assert title.startswith("Bytes") or "round" in found[title]
     assert all(f"{name} alone" in found["Privacy spent"] for name in FORTY.sites)
     assert "distributed" in found["Privacy spent"]
+
+
+def test_sites_that_spent_the_same_are_one_line_and_noise_may_take_a_loss_below_zero() -> None:
+    same = tuple(
+        dataclasses.replace(one, epsilon=dict.fromkeys(FORTY.sites, 0.1 * one.round), loss=0.2 - 0.01 * one.round)
+        for one in FORTY.rounds
+    )
+    found = labels(dataclasses.replace(FORTY, rounds=same))
+    assert "each site alone" in found["Privacy spent"]
+    assert "university alone" not in found["Privacy spent"]
+    assert "−0.2" in found["Loss"]  # the axis reaches there
 
 
 def test_a_run_without_privacy_claims_none() -> None:
