@@ -39,7 +39,7 @@ NOISE = (
     "number against attacks through the gaps between floating-point numbers (Holohan & Braghin 2021)"
 )
 NOT_COVERED = (
-    "The recipe (depths of the trunk, steps, clip, learning rate, mirrored views) was chosen among about 50 candidates "
+    "The recipe (depths of the trunk, steps, clip, learning rate, mirrored views) was chosen among about 90 candidates "
     "by their figures on random divisions of the training and validation patients; epsilon does not cover what that "
     "choice tells. The figures are plain statistics of the test patients, who are in no other split."
 )

@@ -2,34 +2,37 @@
 
 Run: ``python -m tests.bench.accuracy --json FILE``, with `PNEUMONIA_DATA` naming the folder that holds kermany224. Each
 cell is trained once for each seed, which draws anew which patients are in which of three uneven hospitals; noise is
-never seeded. Nothing is chosen by these figures: the recipe is `fl_agent.head`'s, and the test images are looked at
-once, here. Cells, each figure with `_low` and `_high`: `central_nodp`, `central_eps8`, `_eps3`, `_eps1`; `fed_nodp`,
-`fed_dist_eps*` (noise summed over hospitals), `fed_site_eps*` (each hospital's own); `local_site1_nodp`,
-`local_site1_eps*` and so on, of the largest hospital to the smallest. Probabilities are the head's own, without the
-calibration that a published model gets.
+never seeded. Hospitals are agents with ledgers of their own, and sums are secure ones, all in one process. Nothing is
+chosen by these figures: the recipe is `fl_agent.head`'s, and the test images are looked at once, here. Cells, each
+figure with `_low` and `_high`: `central_nodp`, `central_eps8`, `_eps3`, `_eps1`; `fed_nodp`, `fed_dist_eps*` (noise
+summed over hospitals), `fed_site_eps*` (each hospital's own); `local_site1_nodp`, `local_site1_eps*` and so on, of the
+largest hospital to the smallest. Probabilities are the head's own, without a published model's calibration.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dicom_node.core import logs
+from dicom_node.core.training_settings import PrivacySettings
 from fl_agent import head
-from fl_agent.learning.plan import Member
 from fl_agent.learning.propose import Budget, Features, default_descent, propose
+from fl_agent.learning.server import published
 from fl_agent.learning.site import Examples
 from fl_agent.randomness import SecureSource
-from fl_agent.simulate.arithmetic import train
-from fl_agent.train import descend, patient_rows
+from fl_agent.simulate.federation import Federation
+from fl_agent.train import Recipe, descend, patient_rows
 from fl_agent.trainset import VIEWS, Films, pooled_features, read_manifest
 from secure_infer.models import Weights
 from secure_infer.network import Trunk
@@ -39,8 +42,9 @@ from tests.bench import figures, scores
 SHARES = (0.55, 0.3, 0.15)
 EPSILONS = (8, 3, 1)
 DELTA = 1e-4
-#: Stands for no privacy: noise too small to change a digit of any figure.
-NO_NOISE = 1e-6
+#: Stand for no privacy: noise too small to change a digit of any figure, and what that costs.
+NO_NOISE, NO_BUDGET = 1e-3, 1e9
+Mode = Literal["site", "distributed"]
 Array = NDArray[np.float64]
 
 
@@ -65,46 +69,59 @@ def hospitals(part: Part, seed: int) -> list[Part]:
     return [part.take(owner == number) for number in range(len(SHARES))]
 
 
-def pooled(part: Part, epsilon: float | None) -> Weights:
+def pooled(part: Part, epsilon: float | None, recipe: Recipe) -> Weights:
     """Train on one set of patients, as `fl-agent train` does; None: without noise."""
     if epsilon is not None:
         budget = (float(epsilon), DELTA)
-        return head.train_head(part.features, part.films, budget, SecureSource(), lambda what, done, of: None)[0]
+        return head.train_head(part.features, part.films, budget, SecureSource(), lambda *_: None, recipe)[0]
     centre = head.patient_means(part.features, part.films.patients).mean(0)
     rows = patient_rows(head.centred(part.features, centre), part.films.labels, part.films.patients)
     module = head.linear_head(part.features.shape[2])
-    learned = descend(module, rows, head.RECIPE, NO_NOISE, SecureSource())["weight"]
+    learned = descend(module, rows, recipe, NO_NOISE, SecureSource())["weight"]
     return head.folded(learned.double().numpy(), centre)
 
 
-def federated(parts: Sequence[Part], mode: str, epsilon: float | None) -> Weights:
-    """Train with secure sums; None: without noise."""
-    members, sites = [], {}
-    for number, part in enumerate(parts, start=1):
-        name = f"site{number}"
-        sites[name] = Examples(part.features, part.films.labels, part.films.patients)
-        identity = hashlib.sha256(name.encode()).hexdigest()
-        members.append(Member(name=name, identity=identity, patients=part.films.count))
-    seen = Features(head.TAPS, VIEWS, parts[0].features.shape[2])
-    budget = Budget(float(epsilon or 1e9), DELTA, mode)
-    noise = head.MEAN_NOISE if epsilon else 1e-3
-    plan = propose("1.0", members, seen, budget, default_descent(), centre_noise=noise, metrics_weight=0.0)
-    return train(plan, sites).weights
+def federated(
+    consortium: Federation, channels: int, version: str, mode: Mode, epsilon: float | None, recipe: Recipe
+) -> Weights:
+    """Train by secure sums between agents and a coordinator; None: without noise that matters."""
+    plan = propose(
+        version,
+        consortium.members,
+        Features(head.TAPS, VIEWS, channels),
+        Budget(float(epsilon or NO_BUDGET), DELTA, mode),
+        default_descent(recipe.steps),
+        centre_noise=head.MEAN_NOISE if epsilon else NO_NOISE,
+        metrics_weight=0.0,
+    )
+    return published(plan, consortium.run(plan))
 
 
-def cells(part: Part, seed: int, epsilons: Sequence[int] = EPSILONS) -> Iterator[tuple[str, Weights]]:
+def cells(
+    part: Part, seed: int, epsilons: Sequence[int] = EPSILONS, recipe: Recipe = head.RECIPE
+) -> Iterator[tuple[str, Weights]]:
     """Train every cell for one division into hospitals."""
-    parts = hospitals(part, seed)
+    parts, channels = hospitals(part, seed), part.features.shape[2]
+    sites = {
+        f"site{number}": Examples(one.features, one.films.labels, one.films.patients)
+        for number, one in enumerate(parts, start=1)
+    }
     budgets: list[tuple[str, int | None]] = [("nodp", None), *((f"eps{one}", one) for one in epsilons)]
-    for name, epsilon in budgets:
-        yield f"central_{name}", pooled(part, epsilon)
-        for number, alone in enumerate(parts, start=1):
-            yield f"local_site{number}_{name}", pooled(alone, epsilon)
-        if epsilon is None:
-            yield "fed_nodp", federated(parts, "distributed", None)
-        else:
-            yield f"fed_dist_{name}", federated(parts, "distributed", epsilon)
-            yield f"fed_site_{name}", federated(parts, "site", epsilon)
+    # What all of it costs together is beyond every sensible limit: the patients are public, and each cell stands alone.
+    limit = PrivacySettings(epsilon=10 * NO_BUDGET, delta=DELTA)
+    with TemporaryDirectory() as folder, Federation(Path(folder), sites, limit) as consortium:
+        for name, epsilon in budgets:
+            yield f"central_{name}", pooled(part, epsilon, recipe)
+            for number, alone in enumerate(parts, start=1):
+                yield f"local_site{number}_{name}", pooled(alone, epsilon, recipe)
+            if epsilon is None:
+                yield "fed_nodp", federated(consortium, channels, "0.1", "distributed", None, recipe)
+            else:
+                yield (
+                    f"fed_dist_{name}",
+                    federated(consortium, channels, f"{epsilon}.1", "distributed", epsilon, recipe),
+                )
+                yield f"fed_site_{name}", federated(consortium, channels, f"{epsilon}.2", "site", epsilon, recipe)
 
 
 def logits(weights: Weights, part: Part) -> Array:
@@ -115,12 +132,18 @@ def logits(weights: Weights, part: Part) -> Array:
 
 
 def run(
-    training: Part, test: Part, seeds: int, *, epsilons: Sequence[int] = EPSILONS, replicates: int = 1000
+    training: Part,
+    test: Part,
+    seeds: int,
+    *,
+    epsilons: Sequence[int] = EPSILONS,
+    recipe: Recipe = head.RECIPE,
+    replicates: int = 1000,
 ) -> dict[str, float]:
     """Train every cell for every seed and look at the test images once."""
     said: dict[str, list[Array]] = {}
     for seed in range(seeds):
-        for name, weights in cells(training, seed, epsilons):
+        for name, weights in cells(training, seed, epsilons, recipe):
             said.setdefault(name, []).append(logits(weights, test))
             print(time.strftime("%H:%M:%S"), "seed", seed, name, flush=True)
     found: dict[str, float] = {"seeds": seeds, "training_patients": training.films.count, "delta": DELTA}
@@ -148,6 +171,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("feature-cache"), help="folder of the trunk's features")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    logs.configure("bench", "warning")
     data = os.environ.get("PNEUMONIA_DATA")
     if not data:
         parser.error("PNEUMONIA_DATA must name the folder that holds kermany224")
