@@ -20,6 +20,9 @@ from nvflare.private.admin_defs import Message
 from fl_agent.courier import unix
 from fl_agent.courier.nvflare.wire import SOCKET
 
+HOSPITALS = ("north", "east", "south")
+#: A hospital with NVFlare's own client: its policy files are ours, but it lacks our relay.
+STOCK = "stock"
 CLASS = f"{__name__}.HostileCoordinator"
 
 
@@ -43,3 +46,21 @@ class HostileCoordinator(FLComponent):
         token = next(client.token for client in self._engine.get_clients() if client.name == asked["site"])
         replies = self._engine.server.admin_server.send_requests_and_get_reply_dict({token: message}, timeout_secs=10)
         return str(replies[token].body if replies[token] else "").encode()
+
+
+def install(kits: Path) -> None:
+    """Add the hostile coordinator to the server, and put NVFlare's own client in place of our relay in one kit."""
+    _change(kits / "coordinator" / "local" / "resources.json", {"id": "hostile", "path": CLASS})
+    managers = "nvflare.app_common.resource_managers.list_resource_manager.ListResourceManager"
+    launcher = "nvflare.app_common.job_launcher.client_process_launcher.ClientProcessJobLauncher"
+    manager = {"id": "resource_manager", "path": managers, "args": {"resources": {}}}
+    resources = kits / STOCK / "local" / "resources.json"
+    _change(resources, manager, {"id": "process_launcher", "path": launcher}, keep=False)
+    started = kits / STOCK / "startup" / "fed_client.json"
+    started.write_text(started.read_text().replace('"require_signed_jobs": true', '"require_signed_jobs": false'))
+
+
+def _change(file: Path, *components: dict[str, object], keep: bool = True) -> None:
+    resources = json.loads(file.read_text())
+    kept = resources["components"] if keep else []
+    file.write_text(json.dumps({**resources, "components": [*kept, *components]}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,36 +21,49 @@ from fl_agent.courier.nvflare.wire import COORDINATOR
 
 
 class Relays:
-    """Provisions, starts and, as a context, stops them.
+    """Provisions and starts them; as a context, stops them and the agents.
 
     Parameters
     ----------
     kits : Path
         A folder whose path is short, for the sockets below it.
-    handlers : dict
-        Each hospital's agent; may be changed at any time.
-    others : tuple of str
-        Hospitals without an agent.
+    hospitals : sequence of str
     alter : callable
         Changes kits before they are started.
+
+    Attributes
+    ----------
+    handlers : dict
+        Each hospital's agent, which `serve` has put at its socket; may be changed at any time.
     """
 
-    def __init__(
-        self,
-        kits: Path,
-        handlers: dict[str, Handler],
-        others: tuple[str, ...] = (),
-        alter: Callable[[Path], None] = lambda kits: None,
-    ) -> None:
-        self.kits, self.handlers = kits, handlers
-        self.names = frozenset(handlers)
+    def __init__(self, kits: Path, hospitals: Sequence[str], alter: Callable[[Path], None] = lambda kits: None) -> None:
+        self.kits = kits
+        self.handlers: dict[str, Handler] = {}
+        self.agents: dict[str, unix.Server] = {}
         provision(
-            ConsortiumSettings(name="lungs", host="localhost", port=free_port(), hospitals=(*handlers, *others)), kits
+            ConsortiumSettings(name="lungs", host="localhost", port=free_port(), hospitals=tuple(hospitals)), kits
         )
         alter(kits)
         local.start(kits)
-        self.agents = {name: self.agent(name) for name in handlers}
         self.courier = NVFlareCourier(local.socket(kits, COORDINATOR))
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The hospitals with an agent here."""
+        return frozenset(self.handlers)
+
+    def serve(self, handlers: dict[str, Handler]) -> None:
+        """Put agents at their sockets and wait until the coordinator reaches them."""
+        self.handlers = handlers
+        self.agents = {name: self.agent(name) for name in handlers}
+        self.wait_for(self.names)
+
+    def silence(self) -> None:
+        """Take all agents away."""
+        for agent in self.agents.values():
+            agent.close()
+        self.agents, self.handlers = {}, {}
 
     def agent(self, name: str) -> unix.Server:
         """Serve a hospital's agent."""
@@ -63,9 +76,6 @@ class Relays:
     def exchange(self, frame: bytes, timeout_s: float = 30.0) -> dict[str, bytes]:
         """Bring all agents the same frame."""
         return dict(self.courier.exchange(dict.fromkeys(self.names, frame), timeout_s))
-
-    def wait_for_all(self) -> None:
-        self.wait_for(self.names)
 
     def wait_for(self, names: frozenset[str]) -> None:
         """Wait until these agents, and no others, can be reached."""
@@ -91,5 +101,4 @@ class Relays:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         local.stop(self.kits)
-        for agent in self.agents.values():
-            agent.close()
+        self.silence()

@@ -8,11 +8,10 @@ import json
 import operator
 import os
 import secrets
+import stat
 import threading
 from collections.abc import Iterator
 from io import BytesIO
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from zipfile import ZipFile
 
 import pytest
@@ -23,88 +22,65 @@ from fl_agent.courier import unix
 from fl_agent.courier.courier import Handler
 from fl_agent.courier.nvflare import local
 from tests.system import hostile_coordinator
+from tests.system.hostile_coordinator import HOSPITALS, STOCK
 from tests.system.relays import Relays
 
-HOSPITALS = ("north", "east", "south")
-#: A hospital with NVFlare's own client: its policy files are ours, but it lacks our relay.
-STOCK = "stock"
 CANARY = secrets.token_bytes(24)
 LONG_S = 30.0
-ROOT = Path(__file__).resolve().parents[2]
 
 
 ALL = frozenset(HOSPITALS)
 
 
-class Consortium(Relays):
-    """Three hospitals whose agents answer with their name and the frame, one without an agent, and a hostile server."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, self.echoes(), (STOCK,), alter)
-
-    @staticmethod
-    def echoes() -> dict[str, Handler]:
-        return {name: functools.partial(operator.add, name.encode()) for name in HOSPITALS}
-
-    def command(self, site: str, topic: str, body: str | bytes, **headers: object) -> str:
-        """What a site says to a command of the hostile coordinator."""
-        zipped = isinstance(body, bytes)
-        text = base64.b64encode(body).decode() if isinstance(body, bytes) else body
-        asked = {"site": site, "topic": topic, "body": text, "zipped": zipped, "headers": headers}
-        socket = hostile_coordinator.socket(local.socket(self.kits, "coordinator"))
-        return unix.ask(socket, json.dumps(asked).encode(), LONG_S).decode()
-
-
-def alter(kits: Path) -> None:
-    """Add the hostile coordinator to the server, and put NVFlare's own client in place of our relay in one kit."""
-    change(kits / "coordinator" / "local" / "resources.json", {"id": "hostile", "path": hostile_coordinator.CLASS})
-    managers = "nvflare.app_common.resource_managers.list_resource_manager.ListResourceManager"
-    launcher = "nvflare.app_common.job_launcher.client_process_launcher.ClientProcessJobLauncher"
-    resources = kits / STOCK / "local" / "resources.json"
-    manager = {"id": "resource_manager", "path": managers, "args": {"resources": {}}}
-    change(resources, manager, {"id": "process_launcher", "path": launcher}, keep=False)
-    started = kits / STOCK / "startup" / "fed_client.json"
-    started.write_text(started.read_text().replace('"require_signed_jobs": true', '"require_signed_jobs": false'))
-
-
-def change(file: Path, *components: dict[str, object], keep: bool = True) -> None:
-    resources = json.loads(file.read_text())
-    kept = resources["components"] if keep else []
-    file.write_text(json.dumps({**resources, "components": [*kept, *components]}))
+def echoes() -> dict[str, Handler]:
+    """Agents that answer with their name and the frame."""
+    return {name: functools.partial(operator.add, name.encode()) for name in HOSPITALS}
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[Consortium]:
-    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:  # a socket's path is short
-        patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)  # for the hostile component
-        with Consortium(Path(folder)) as one:
-            one.wait_for_all()
-            yield one
+def running(relays: Relays) -> Iterator[Relays]:
+    relays.serve(echoes())
+    yield relays
+    relays.silence()
 
 
 @pytest.fixture
-def consortium(running: Consortium) -> Iterator[Consortium]:
+def consortium(running: Relays) -> Iterator[Relays]:
     yield running
-    running.handlers.update(running.echoes())
+    running.handlers.update(echoes())
+
+
+def command(consortium: Relays, site: str, topic: str, body: str | bytes, **headers: object) -> str:
+    """What a site says to a command of the hostile coordinator."""
+    zipped = isinstance(body, bytes)
+    text = base64.b64encode(body).decode() if isinstance(body, bytes) else body
+    asked = {"site": site, "topic": topic, "body": text, "zipped": zipped, "headers": headers}
+    socket = hostile_coordinator.socket(local.socket(consortium.kits, "coordinator"))
+    return unix.ask(socket, json.dumps(asked).encode(), LONG_S).decode()
 
 
 @pytest.mark.parametrize("size", [0, 15_000, 3_000_000])
-def test_frames_pass_both_ways_to_the_bit(consortium: Consortium, size: int):
+def test_frames_pass_both_ways_to_the_bit(consortium: Relays, size: int):
     frame = os.urandom(size)
     assert consortium.exchange(frame) == {name: name.encode() + frame for name in HOSPITALS}
 
 
-def test_each_site_gets_its_own_frame_and_strangers_are_left_out(consortium: Consortium):
+def test_the_coordinators_group_may_ask_its_relay_and_nobody_else(consortium: Relays):
+    mode = local.socket(consortium.kits, "coordinator").stat().st_mode
+    assert stat.S_IMODE(mode) == 0o660
+
+
+def test_each_site_gets_its_own_frame_and_strangers_are_left_out(consortium: Relays):
     frames = {"north": b"1", "south": b"2", "nowhere": b"3", "": b"4"}
     assert dict(consortium.courier.exchange(frames, LONG_S)) == {"north": b"north1", "south": b"south2"}
 
 
-def test_an_agent_with_nothing_to_say_has_answered(consortium: Consortium):
+def test_an_agent_with_nothing_to_say_has_answered(consortium: Relays):
     consortium.handlers["east"] = lambda _: b""
     assert consortium.exchange(b"!") == {"north": b"north!", "east": b"", "south": b"south!"}
 
 
-def test_an_agent_that_fails_is_a_drop_out(consortium: Consortium):
+def test_an_agent_that_fails_is_a_drop_out(consortium: Relays):
     def fail(_: bytes) -> bytes:
         raise ValueError("a fault of the agent")
 
@@ -112,7 +88,7 @@ def test_an_agent_that_fails_is_a_drop_out(consortium: Consortium):
     assert set(consortium.exchange(CANARY)) == {"north", "south"}
 
 
-def test_an_agent_that_is_away_is_a_drop_out_and_may_return(consortium: Consortium):
+def test_an_agent_that_is_away_is_a_drop_out_and_may_return(consortium: Relays):
     consortium.agents["east"].close()
     assert set(consortium.exchange(CANARY)) == {"north", "south"}
     assert consortium.courier.connected() == {"north", "south"}
@@ -121,7 +97,7 @@ def test_an_agent_that_is_away_is_a_drop_out_and_may_return(consortium: Consorti
     assert set(consortium.exchange(CANARY)) == ALL
 
 
-def test_a_slow_agent_stops_nobody(consortium: Consortium):
+def test_a_slow_agent_stops_nobody(consortium: Relays):
     waiting = threading.Event()
     consortium.handlers["east"] = lambda _: bytes(waiting.wait(LONG_S))
     first = [site for site, _ in consortium.courier.exchange(dict.fromkeys(HOSPITALS, b""), 1.0)]
@@ -156,18 +132,18 @@ APPS = {
 }
 
 
-def deploy(consortium: Consortium, site: str, name: str) -> list[str]:
+def deploy(consortium: Relays, site: str, name: str) -> list[str]:
     """Deploy an app as a job and start it; what the site says to both."""
     body, meta = APPS[name]
     job = secrets.token_hex(8)
     given = {"job_id": job, "job_name": "training", "resource_spec": {}, "min_clients": 1, **meta}
     headers = {RequestHeader.JOB_ID: job, RequestHeader.JOB_META: given, RequestHeader.APP_NAME: "app"}
     topics = {TrainingTopic.DEPLOY: body, TrainingTopic.START_JOB: "{}"}
-    return [consortium.command(site, topic, content, **headers) for topic, content in topics.items()]
+    return [command(consortium, site, topic, content, **headers) for topic, content in topics.items()]
 
 
 @pytest.mark.parametrize("name", APPS)
-def test_a_hospital_refuses_every_job(consortium: Consortium, name: str):
+def test_a_hospital_refuses_every_job(consortium: Relays, name: str):
     for site in HOSPITALS:
         assert deploy(consortium, site, name) == ["invalid_request"] * 2
         folder = local.state(consortium.kits, site)
@@ -178,14 +154,14 @@ def test_a_hospital_refuses_every_job(consortium: Consortium, name: str):
 @pytest.mark.parametrize(
     "topic", [SysCommandTopic.SHELL, TrainingTopic.SHUTDOWN, TrainingTopic.RESTART, SysCommandTopic.SYS_INFO]
 )
-def test_a_hospital_obeys_no_command(consortium: Consortium, topic: str):
-    assert consortium.command("north", topic, f"cat {consortium.kits}/north/startup/client.key") == "invalid_request"
+def test_a_hospital_obeys_no_command(consortium: Relays, topic: str):
+    assert command(consortium, "north", topic, f"cat {consortium.kits}/north/startup/client.key") == "invalid_request"
     assert set(consortium.exchange(CANARY)) == ALL
 
 
-def test_without_our_relay_policy_files_alone_keep_code_out_but_not_a_look_at_files_nor_jobs(consortium: Consortium):
+def test_without_our_relay_policy_files_alone_keep_code_out_but_not_a_look_at_files_nor_jobs(consortium: Relays):
     key = consortium.kits / STOCK / "startup" / "client.key"
-    seen = consortium.command(STOCK, SysCommandTopic.SHELL, "cat startup/client.key")
+    seen = command(consortium, STOCK, SysCommandTopic.SHELL, "cat startup/client.key")
     assert seen.strip() == key.read_text().strip()
     answers = {name: deploy(consortium, STOCK, name)[0] for name in APPS}
     refused = {name for name, answer in answers.items() if "BYOC not permitted" in answer}
@@ -193,7 +169,7 @@ def test_without_our_relay_policy_files_alone_keep_code_out_but_not_a_look_at_fi
     assert {answers[name] for name in APPS if name not in refused} == {"deployed app to stock"}
 
 
-def test_killed_relays_and_a_killed_server_stop_nobody_for_good(consortium: Consortium):
+def test_killed_relays_and_a_killed_server_stop_nobody_for_good(consortium: Relays):
     consortium.kill("north")
     assert set(consortium.exchange(CANARY, timeout_s=2.0)) == {"east", "south"}
     consortium.kill("coordinator")
@@ -202,11 +178,11 @@ def test_killed_relays_and_a_killed_server_stop_nobody_for_good(consortium: Cons
     assert caught.value.code == "courier"
     assert consortium.courier.connected() == frozenset()
     local.start(consortium.kits)
-    consortium.wait_for_all()
+    consortium.wait_for(ALL)
     assert set(consortium.exchange(CANARY)) == ALL
 
 
-def test_nothing_of_a_frame_is_left_on_any_disk(consortium: Consortium):
+def test_nothing_of_a_frame_is_left_on_any_disk(consortium: Relays):
     assert set(consortium.exchange(CANARY * 1000)) == ALL
     forms = (CANARY, base64.b64encode(CANARY)[:28], CANARY.hex().encode(), repr(CANARY)[2:-1].encode())
     files = [path for path in (consortium.kits / local.STATE).rglob("*") if path.is_file()]

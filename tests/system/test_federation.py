@@ -132,21 +132,18 @@ class Memory:
 
 
 @pytest.fixture(scope="module")
-def federation() -> Iterator[Federation]:
+def federation(relays: Relays) -> Iterator[Federation]:
     with TemporaryDirectory() as folder:
-        kits = Path(folder) / "kits"
-        with Relays(kits, {}, tuple(HOSPITALS)) as relays:
-            one = Federation(Path(folder), relays)
-            services = [*one.agents.values(), one.coordinator]
-            try:
-                for agent in one.agents.values():
-                    agent.start()
-                relays.wait_for(frozenset(HOSPITALS))
-                one.coordinator.start()
-                yield one
-            finally:
-                for service in services:
-                    service.kill()
+        one = Federation(Path(folder), relays)
+        try:
+            for agent in one.agents.values():
+                agent.start()
+            relays.wait_for(frozenset(HOSPITALS))
+            one.coordinator.start()
+            yield one
+        finally:
+            for service in (*one.agents.values(), one.coordinator):
+                service.kill()
 
 
 def test_a_run_comes_to_a_signed_candidate_and_no_single_update_to_the_coordinator(federation: Federation):

@@ -45,9 +45,12 @@ def relay(
     socket: Annotated[
         Path, typer.Option(help="At a hospital the agent's socket; at the coordinator the one to serve.")
     ],
+    group: Annotated[
+        str | None, typer.Option(help="Group whose members may ask at the coordinator's socket, besides our own user.")
+    ] = None,
 ) -> None:
     """Carry frames between coordinator and hospitals, without a look at data, until stopped."""
-    run.run(kit, state, socket)
+    run.run(kit, state, socket, group)
 
 
 @consortium.command()

@@ -14,7 +14,7 @@ from typing import Final
 
 from dicom_node.core.errors import ConfigError
 
-from .wire import SOCKET
+from .wire import GROUP, SOCKET
 
 #: Start-up files of a kit, and NVFlare's program for each.
 PROGRAMS: Final = {
@@ -49,7 +49,7 @@ def prepare(kit: Path, state: Path) -> None:
         shutil.copytree(kit / folder, state / folder)
 
 
-def run(kit: Path, state: Path, socket: Path) -> None:
+def run(kit: Path, state: Path, socket: Path, group: str | None = None) -> None:
     """Become the NVFlare process of a kit.
 
     Parameters
@@ -58,11 +58,14 @@ def run(kit: Path, state: Path, socket: Path) -> None:
         Folder that it may write to; its own.
     socket : Path
         At a hospital the agent's socket; at the coordinator the one to serve.
+    group : str, optional
+        Whose members may ask there, besides this process's own user.
     """
     arguments = command(kit, state)
     os.umask(0o077)
     prepare(kit, state)
-    os.execve(arguments[0], arguments, {**os.environ, SOCKET: str(socket.absolute())})  # noqa: S606 - a fixed list
+    environment = {**os.environ, SOCKET: str(socket.absolute()), **({GROUP: group} if group else {})}
+    os.execve(arguments[0], arguments, environment)  # noqa: S606 - a fixed list
 
 
 def _name(kit: Path) -> str:
@@ -71,4 +74,4 @@ def _name(kit: Path) -> str:
 
 
 if __name__ == "__main__":
-    run(*map(Path, sys.argv[1:]))
+    run(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))

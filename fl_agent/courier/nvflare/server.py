@@ -15,7 +15,7 @@ from nvflare.apis.shareable import Shareable
 
 from .. import unix
 from .site import FRAME, TOPIC, WAIT_S
-from .wire import CAME, NOTHING, SOCKET, Question
+from .wire import CAME, GROUP, NOTHING, SOCKET, Question
 
 
 class ServerRelay(FLComponent):  # type: ignore[misc]
@@ -35,7 +35,7 @@ class ServerRelay(FLComponent):  # type: ignore[misc]
         """Serve the coordinator from the start of the NVFlare server to its end."""
         if event_type == EventType.SYSTEM_START and self._server is None:
             self._engine = fl_ctx.get_engine()
-            self._server = unix.serve(self._socket, self.answer)
+            self._server = unix.serve(self._socket, self.answer, os.environ.get(GROUP))
         elif event_type == EventType.SYSTEM_END and self._server is not None:
             self._server.close()
             self._server = None

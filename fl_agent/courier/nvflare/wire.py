@@ -20,6 +20,8 @@ LONGEST_S: Final = 3600.0
 PROBE_S: Final = 2.0
 #: Names the socket that a relay serves (coordinator) or asks (hospital).
 SOCKET: Final = "VEILRAY_COURIER_SOCKET"
+#: Names the group that may ask at the socket of the coordinator's relay.
+GROUP: Final = "VEILRAY_COURIER_GROUP"
 #: The coordinator's name among the kits; no hospital's.
 COORDINATOR: Final = "coordinator"
 NOTHING: Final = b"\0"
