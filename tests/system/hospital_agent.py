@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -57,13 +58,11 @@ def plant(name: str) -> None:
     client.add_masks = planted  # type: ignore[assignment]
 
 
-def main(file: str) -> int:
-    given = json.loads(Path(file).read_text())
+@contextmanager
+def serving(file: Path) -> Iterator[None]:
+    """Answer as the agent that a JSON file describes."""
+    given = json.loads(file.read_text())
     folder = Path(given["folder"])
-    logs.configure("agent")
-    stop = loops.stop_on_signals()
-    torch.set_num_threads(1)
-    plant(folder.name)
     database = Database(f"sqlite:///{folder / 'site.sqlite3'}")
     database.migrate()
     rounds = RoundLedger(folder / "rounds.sqlite3")
@@ -78,10 +77,19 @@ def main(file: str) -> int:
         lambda plan: examples,
     )
     with unix.serve(Path(given["socket"]), agent.handle):
-        log.info("ready")
-        stop.wait()
+        yield
     rounds.close()
     database.close()
+
+
+def main(file: str) -> int:
+    logs.configure("agent")
+    stop = loops.stop_on_signals()
+    torch.set_num_threads(1)
+    plant(Path(json.loads(Path(file).read_text())["folder"]).name)
+    with serving(Path(file)):
+        log.info("ready")
+        stop.wait()
     return 0
 
 
