@@ -80,7 +80,7 @@ class Effort:
     """
 
     canaries: dict[float, int]
-    side: int = 64
+    side: int = 48
     steps: int = 600
     targets: int = 5
     gallery: int = 100
@@ -105,7 +105,7 @@ def audits(effort: Effort) -> dict[str, float]:
                 scores = descent_scores(coins, recipe, mechanism.noise_multiplier, Faint(factor), closed=True)
                 note(f"audit_{kind}_{suffix}_{name}", scores, coins)
         found[f"audit_head_{suffix}_claimed"] = claim
-        for factor, name in ((1.0, "lower"), (0.0, "lower_noise_off")):
+        for factor, name in ((1.0, "lower"), (0.5, "lower_noise_half"), (0.0, "lower_noise_off")):
             note(f"audit_head_{suffix}_{name}", head_scores(coins, 300, (claim, DELTA), Faint(factor)), coins)
         agreed = plan(canaries, claim, DELTA, 2)
         found[f"audit_sums_{suffix}_claimed"] = claimed(agreed)

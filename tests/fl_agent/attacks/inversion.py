@@ -168,14 +168,17 @@ def stretched(picture: Picture) -> Picture:
 
 
 def rank(found: Picture, true: int, gallery: NDArray[np.float32]) -> int:
-    """Place of the true film among a gallery, by correlation with what was found; 1 is the most like it."""
+    """Place of the true film among a gallery, by likeness to what was found; 1 is the most like it.
 
-    def standard(planes: NDArray[np.float32]) -> NDArray[np.float64]:
-        flat = planes.reshape(len(planes), -1).astype(np.float64)
-        flat = flat - flat.mean(1, keepdims=True)
-        return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
+    All chests are alike, so what is compared is how each differs from their mean: correlation after brightness and the
+    mean film are taken out of both sides. For noise every place is as likely.
+    """
+    flat = gallery.reshape(len(gallery), -1).astype(np.float64)
+    common, _ = np.linalg.qr(np.stack([np.ones(flat.shape[1]), flat.mean(0)], axis=1))
 
-    # All chests are alike: what sets one apart from their mean is compared.
-    mean = gallery.mean(0)
-    likeness = standard(gallery - mean) @ standard((found - mean)[None])[0]
+    def apart(planes: NDArray[np.float64]) -> NDArray[np.float64]:
+        rest = planes - planes @ common @ common.T
+        return rest / np.maximum(np.linalg.norm(rest, axis=1, keepdims=True), 1e-12)
+
+    likeness = apart(flat) @ apart(found.reshape(1, -1).astype(np.float64))[0]
     return int((likeness > likeness[true]).sum()) + 1

@@ -108,20 +108,19 @@ def test_a_coordinator_cannot_ask_few_of_whom_its_friends_are_a_third(memory: Pa
         assert site.open(agreed, header=everyone) == AdvertiseKeys.__name__
 
 
-@pytest.mark.parametrize("members", range(3, 101))
-def test_whoever_is_asked_two_sums_cannot_be_signed_and_enough_noise_stays(members: int) -> None:
+def test_whoever_is_asked_two_sums_cannot_be_signed_and_enough_noise_stays() -> None:
     """With less than a third of the members colluding; a threshold of those who are asked would not do."""
-    colluding, threshold = (members - 1) // 3, least_threshold(members)
-    broken = 0
-    for asked in range(3, members + 1):
-        friends = min(colluding, asked - 1)
-        least = least_threshold(asked)
-        # Honest hospitals sign one set of survivors, friends of the coordinator two; each set needs a threshold.
-        broken += asked + friends >= 2 * least or least - friends < assumed_honest(members)
-        if asked >= threshold:
-            assert asked + friends < 2 * threshold
-            assert threshold - friends >= assumed_honest(members)
-    assert broken > 0 or members in {3, 4}
+    for members in range(3, 101):
+        colluding, threshold = (members - 1) // 3, least_threshold(members)
+        broken = 0
+        for asked in range(3, members + 1):
+            friends, least = min(colluding, asked - 1), least_threshold(asked)
+            # Honest hospitals sign one set of survivors, friends of the coordinator two; each set needs a threshold.
+            broken += asked + friends >= 2 * least or least - friends < assumed_honest(members)
+            if asked >= threshold:
+                assert asked + friends < 2 * threshold
+                assert threshold - friends >= assumed_honest(members)
+        assert broken > 0 or members in {3, 4}
 
 
 def test_sites_that_are_told_different_terms_do_not_sum(memory: Path) -> None:
