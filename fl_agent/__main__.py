@@ -22,11 +22,12 @@ from .handover.cli import app as candidates
 from .ledger.cli import budget
 from .order import HEAD, NETWORKS, Order
 from .runreport.cli import progress, report
+from .search.cli import search
 from .simulate.cli import simulate
 
 app = cli.new_app("Train pneumonia models with differential privacy.")
 app.command()(budget)
-for command in (run, identity, coordinator, simulate):
+for command in (run, identity, coordinator, simulate, search):
     app.command()(command)
 app.command()(provision)
 app.command()(relay)
@@ -60,6 +61,7 @@ def train(
         Path, typer.Option("--signing-key", help="Ed25519 key (PEM) that signs the card; made where absent.")
     ] = Path("publisher.pem"),
     cache: Annotated[Path, typer.Option(help="Folder for the trunk's features: patient data.")] = Path("feature-cache"),
+    mixup: Annotated[float, typer.Option(help="Refused, with the reason: it blends patients.", min=0, max=10)] = 0.0,
     threads: Annotated[int, typer.Option(help="Processor threads.", min=1, max=64)] = 2,
 ) -> None:
     """Train under differential privacy, calibrate, evaluate once on the test split, sign and publish a model."""
@@ -82,7 +84,7 @@ def train(
                     tasks[what] = bars.add_task(what, total=total)
                 bars.update(tasks[what], completed=done)
 
-            order = Order(data, cache, version, epsilon, delta, seed_for_split, network, cut)
+            order = Order(data, cache, version, epsilon, delta, seed_for_split, network, cut, mixup)
             card = produce(order, ModelStore(out), key, progress)
     except VeilRayError as error:
         console.print(f"[red]{error.code}[/red]: {error}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from dicom_node.core.errors import ConfigError
 from secure_infer.card import Mechanism, PrefixCard, Preprocessing, TrunkCard
 from secure_infer.models import Program, Weights
 
@@ -23,6 +24,28 @@ Array = NDArray[np.float64]
 HEAD = "head"
 #: The names of `secure_infer.networks.ARCHITECTURES`, known without loading them.
 NETWORKS: Final = ("small-cnn", "resnet18", "resnet18-max", "efficientnet-lite0")
+
+
+def refuse_mixup(alpha: float) -> None:
+    """Refuse to train on blends of images (mixup, Zhang et al. 2018, arXiv 1710.09412).
+
+    Parameters
+    ----------
+    alpha : float
+        Of the beta distribution of the blends; 0 asks for none.
+
+    Raises
+    ------
+    ConfigError
+        It is not 0 (``mixup``).
+    """
+    if alpha:
+        raise ConfigError(
+            "mixup cannot be trained privately: each blend is of two patients, so one patient is in the gradients of "
+            "others, clipping no longer bounds what one patient changes, and epsilon would be wrong. "
+            "Several views of the same patient are used instead",
+            code="mixup",
+        )
 
 
 @dataclass(frozen=True)
@@ -45,6 +68,8 @@ class Order:
         `HEAD`, or a name of `secure_infer.networks.ARCHITECTURES`.
     cut : str or None
         The last public stage of the trunk, for a network that has a choice.
+    mixup : float
+        There is none under differential privacy; see `refuse_mixup`.
     """
 
     data: Path
@@ -55,6 +80,10 @@ class Order:
     split_seed: int
     network: str = HEAD
     cut: str | None = None
+    mixup: float = 0.0
+
+    def __post_init__(self) -> None:
+        refuse_mixup(self.mixup)
 
 
 @dataclass(frozen=True)
