@@ -125,7 +125,7 @@ class Coordinator:
         joining = not current.number and self._clock() < current.at + self._timing.joining
         if not asked:
             missing = any(not answer for answer in current.answers.values())
-            if joining and missing and len(current.accepted) < len(current.answers):
+            if joining and missing:
                 raise Unavailable("some sites have not answered to the plan yet", code="joining")
             self._require_enough(current, current.accepted)
             return False

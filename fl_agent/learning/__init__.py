@@ -2,5 +2,6 @@
 
 Reading order: `plan` (what is agreed before a run), `terms` (what it costs in privacy, and the header of each of its
 rounds), `state` (what all sites must know before a round), `site` (a site's contribution), `metrics` (what else is
-summed), `server` (what the coordinator does with a sum), `envelope` (signed frames that carry plans and states).
+summed), `schedule` and `server` (what the coordinator does with a sum), `propose` (from a budget to a plan), `envelope`
+(signed frames that carry plans and states).
 """
