@@ -40,28 +40,31 @@ def sizes(relays: Relays) -> dict[str, float]:
     return {"server": resident_mb(relays.pid("coordinator")), "site": resident_mb(relays.pid("north"))}
 
 
-def run(rounds: int = ROUNDS, settled: int = SETTLED, update: int = UPDATE) -> dict[str, float]:
+def measure(relays: Relays, rounds: int = ROUNDS, settled: int = SETTLED, update: int = UPDATE) -> dict[str, float]:
+    """Measure a consortium whose agents send every frame back."""
+    frame, times, before = os.urandom(FRAME), [], sizes(relays)
+    for done in range(rounds):
+        if done == settled:
+            before = sizes(relays)
+        began = time.perf_counter()
+        for _ in range(STAGES):
+            stage(relays, frame)
+        times.append(time.perf_counter() - began)
+    found = {"courier_round_s": statistics.median(times), "courier_round_max_s": max(times)}
+    for side, size in sizes(relays).items():
+        found |= {f"courier_{side}_rss_mb": size, f"courier_{side}_growth_mb": size - before[side]}
+    frame = os.urandom(update)
+    began = time.perf_counter()
+    stage(relays, frame)
+    return found | {"courier_update_s": time.perf_counter() - began}
+
+
+def run() -> dict[str, float]:
     with TemporaryDirectory() as folder:
         began = time.perf_counter()
-        with Relays(Path(folder), dict.fromkeys(HOSPITALS, bytes)) as relays:
-            relays.wait_for_all()
-            found = {"courier_start_s": time.perf_counter() - began}
-            frame, times, before = os.urandom(FRAME), [], sizes(relays)
-            for done in range(rounds):
-                if done == settled:
-                    before = sizes(relays)
-                began = time.perf_counter()
-                for _ in range(STAGES):
-                    stage(relays, frame)
-                times.append(time.perf_counter() - began)
-            after = sizes(relays)
-            found |= {"courier_round_s": statistics.median(times), "courier_round_max_s": max(times)}
-            for side, size in after.items():
-                found |= {f"courier_{side}_rss_mb": size, f"courier_{side}_growth_mb": size - before[side]}
-            frame = os.urandom(update)
-            began = time.perf_counter()
-            stage(relays, frame)
-            return found | {"courier_update_s": time.perf_counter() - began}
+        with Relays(Path(folder), HOSPITALS) as relays:
+            relays.serve(dict.fromkeys(HOSPITALS, bytes))
+            return {"courier_start_s": time.perf_counter() - began, **measure(relays)}
 
 
 def main() -> None:

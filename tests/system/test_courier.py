@@ -21,6 +21,7 @@ from dicom_node.core.errors import Unavailable
 from fl_agent.courier import unix
 from fl_agent.courier.courier import Handler
 from fl_agent.courier.nvflare import local
+from tests.bench import courier as bench
 from tests.system import hostile_coordinator
 from tests.system.hostile_coordinator import HOSPITALS, STOCK
 from tests.system.relays import Relays
@@ -167,6 +168,15 @@ def test_without_our_relay_policy_files_alone_keep_code_out_but_not_a_look_at_fi
     refused = {name for name, answer in answers.items() if "BYOC not permitted" in answer}
     assert refused == {"code of its own", "code that is not announced"}
     assert {answers[name] for name in APPS if name not in refused} == {"deployed app to stock"}
+
+
+def test_the_bench_gives_every_figure_that_it_promises(consortium: Relays):
+    consortium.handlers.update(dict.fromkeys(HOSPITALS, bytes))
+    found = bench.measure(consortium, rounds=3, settled=1, update=100_000)
+    sides = {f"courier_{side}_{what}_mb" for side in ("server", "site") for what in ("rss", "growth")}
+    assert set(found) == {"courier_round_s", "courier_round_max_s", "courier_update_s", *sides}
+    assert 0 < found["courier_round_s"] <= found["courier_round_max_s"]
+    assert found["courier_server_rss_mb"] > 10
 
 
 def test_killed_relays_and_a_killed_server_stop_nobody_for_good(consortium: Relays):
