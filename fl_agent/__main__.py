@@ -23,11 +23,12 @@ from .ledger.cli import budget
 from .order import HEAD, NETWORKS, Order
 from .runreport.cli import progress, report
 from .search.cli import search
+from .segmentation.cli import train_segmentation
 from .simulate.cli import simulate
 
 app = cli.new_app("Train pneumonia models with differential privacy.")
 app.command()(budget)
-for command in (run, identity, coordinator, simulate, search):
+for command in (run, identity, coordinator, simulate, search, train_segmentation):
     app.command()(command)
 app.command()(provision)
 app.command()(relay)

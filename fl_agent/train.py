@@ -30,6 +30,8 @@ from .randomness import SecureSource
 AT_ONCE = 2048
 #: Of each patient, whether it takes part in a step.
 Drawn = NDArray[np.bool_]
+#: From outputs, labels and weights to a number.
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Rows:
     inputs : Tensor, shape (images, ...)
         What the module takes, or what `descend` is told to make that of.
     labels : Tensor of int64, shape (images,)
+        Or what else the loss takes, image by image.
     patients : Tensor of int64, shape (images,)
         Number of each image's patient, ascending from 0 without gaps.
     weights : Tensor of float32, shape (images,)
@@ -142,7 +145,8 @@ def patient_rows(inputs: NDArray[Any], labels: NDArray[np.int64], patients: NDAr
     ----------
     inputs : ndarray, shape (images, views, ...)
         Views of one image share its weight.
-    labels, patients : ndarray of int, shape (images,)
+    labels : ndarray of int, shape (images, ...)
+    patients : ndarray of int, shape (images,)
     """
     views = inputs.shape[1]
     order = np.argsort(patients, kind="stable")
@@ -150,7 +154,7 @@ def patient_rows(inputs: NDArray[Any], labels: NDArray[np.int64], patients: NDAr
     owner = np.repeat(owner, views)
     return Rows(
         torch.from_numpy(inputs[order].reshape(-1, *inputs.shape[2:])),
-        torch.from_numpy(np.repeat(labels[order], views)),
+        torch.from_numpy(np.repeat(labels[order], views, axis=0)),
         torch.from_numpy(owner),
         torch.from_numpy(1.0 / (views * sizes[owner])).float(),
     )
@@ -163,10 +167,10 @@ def patient_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
 
     Parameters
     ----------
-    logits : Tensor, shape (images, 3)
+    logits : Tensor, shape (images, 3), less last dimensions of 1
     labels, weights : Tensor, shape (images,)
     """
-    return (functional.cross_entropy(logits, labels, reduction="none") * weights).sum()
+    return (functional.cross_entropy(logits.flatten(1), labels, reduction="none") * weights).sum()
 
 
 def require_private(module: nn.Module) -> None:
@@ -186,7 +190,7 @@ def require_private(module: nn.Module) -> None:
 
 
 def _patient_gradients(
-    wrapped: GradSampleModule, rows: Rows, index: Tensor, prepare: Callable[[Tensor], Tensor]
+    wrapped: GradSampleModule, rows: Rows, index: Tensor, prepare: Callable[[Tensor], Tensor], loss: Loss
 ) -> None:
     """Leave one gradient for each patient in `grad_sample` of every parameter, shape (patients, ...)."""
     parameters = [one for one in wrapped.parameters() if one.requires_grad]
@@ -194,11 +198,11 @@ def _patient_gradients(
         for parameter in parameters:
             parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
         return
-    logits = wrapped(prepare(rows.inputs[index])).flatten(1)
+    found = wrapped(prepare(rows.inputs[index]))
     with warnings.catch_warnings():
         # Opacus hooks a layer whose inputs are data and need no gradient; torch remarks on it.
         warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
-        torch.autograd.backward(patient_loss(logits, rows.labels[index], rows.weights[index]))
+        torch.autograd.backward(loss(found, rows.labels[index], rows.weights[index]))
     present, owner = torch.unique_consecutive(rows.patients[index], return_inverse=True)
     for parameter in parameters:
         # Opacus gives one gradient for each IMAGE; the patient's is their sum, and only that may be clipped.
@@ -225,6 +229,7 @@ def _by_samples(
     optimizer: SecureDPOptimizer,
     prepare: Callable[[Tensor], Tensor],
     at_once: int,
+    loss: Loss,
 ) -> Iterator[Callable[[Drawn], None]]:
     """Give what takes one noised step of any module, from a gradient for each image."""
     wrapped = GradSampleModule(module, loss_reduction="sum")
@@ -233,7 +238,7 @@ def _by_samples(
         batches = list(rows.batches(drawn, at_once))
         for place, index in enumerate(batches):
             optimizer.zero_grad()
-            _patient_gradients(wrapped, rows, index, prepare)
+            _patient_gradients(wrapped, rows, index, prepare, loss)
             # Clipped sums add up over the batches; noise comes once, with the last, also where no patient was drawn.
             optimizer.signal_skip_step(do_skip=place < len(batches) - 1)
             optimizer.step()
@@ -274,7 +279,7 @@ def patient_gradients(
     try:
         for index in rows.batches(drawn, at_once):
             wrapped.zero_grad()
-            _patient_gradients(wrapped, rows, index, prepare)
+            _patient_gradients(wrapped, rows, index, prepare, patient_loss)
             flat = [one.grad_sample.flatten(1) for one in wrapped.parameters() if one.requires_grad]
             numbers = torch.unique_consecutive(rows.patients[index])
             yield numbers.numpy(), torch.cat(flat, dim=1).detach().numpy()
@@ -293,6 +298,7 @@ def descend(
     prepare: Callable[[Tensor], Tensor] | None = None,
     at_once: int = AT_ONCE,
     patients: int | None = None,
+    loss: Loss | None = None,
 ) -> dict[str, Tensor]:
     """Minimise the mean loss over patients by DP-SGD and return the averaged parameters.
 
@@ -315,6 +321,9 @@ def descend(
         Images whose gradients are held at once: each takes as much memory as the module.
     patients : int, optional
         What the sum over patients is divided by; their number, which then counts as public, where absent.
+    loss : callable, optional
+        From the module's outputs, `Rows.labels` and `Rows.weights` to a loss that is SUMMED over images, each with its
+        weight and none with another's numbers; `patient_loss` where absent.
 
     Returns
     -------
@@ -339,10 +348,12 @@ def descend(
     first = recipe.steps - max(1, round(recipe.averaged * recipe.steps))
     trained = {name: one for name, one in module.named_parameters() if one.requires_grad}
     total = {name: torch.zeros_like(one, dtype=torch.float64) for name, one in trained.items()}
-    if prepare is None and linear_head(module, rows.inputs):
+    if prepare is None and loss is None and linear_head(module, rows.inputs):
         way = _in_closed_form(module, rows, optimizer)
     else:
-        way = _by_samples(module.train(), rows, optimizer, prepare or (lambda inputs: inputs), at_once)
+        way = _by_samples(
+            module.train(), rows, optimizer, prepare or (lambda inputs: inputs), at_once, loss or patient_loss
+        )
     with way as step_on:
         for step in range(recipe.steps):
             step_on(source.coins(rows.count, recipe.sampling_rate))

@@ -16,9 +16,9 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
 from .. import uids
-from .drawing import KINDS, Kind, draw
+from .drawing import KINDS, Kind, draw, draw_with_opacity
 
-__all__ = ["KINDS", "Kind", "Study", "View", "dataset", "draw"]
+__all__ = ["KINDS", "Kind", "Study", "View", "dataset", "draw", "draw_with_opacity"]
 
 View = Literal["AP", "PA"]
 # SNOMED CT codes of PS3.16 CID 4010.

@@ -11,6 +11,8 @@ from PIL import Image
 Kind = Literal["clear", "consolidation", "diffuse"]
 KINDS: tuple[Kind, ...] = ("clear", "consolidation", "diffuse")
 GRID = 512  # rows on which anatomy is drawn
+#: Thickness of lesion, in that of the body, from which a place counts as opaque.
+OPAQUE = 0.1
 
 Plane = NDArray[np.float64]
 
@@ -35,16 +37,32 @@ def draw(seed: int, kind: Kind, size: tuple[int, int] = (1024, 1280)) -> NDArray
     ndarray of uint8, shape (rows, columns)
         0..255, bright is dense.
     """
+    return draw_with_opacity(seed, kind, size)[0]
+
+
+def draw_with_opacity(
+    seed: int, kind: Kind, size: tuple[int, int] = (1024, 1280)
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Draw what `draw` draws, and say where its opacity is: to learn, and to measure, segmentation.
+
+    Returns
+    -------
+    picture : ndarray of uint8, shape (rows, columns)
+    opacity : ndarray of bool, shape (rows, columns)
+        Where the lesion adds more than `OPAQUE`; nowhere in clear lungs.
+    """
     random = np.random.default_rng(seed)
     rows, columns = size
     # The anatomy has no detail finer than this grid; only the noise is as fine as the picture.
     coarse = (min(rows, GRID), max(2, min(rows, GRID) * columns // rows))
-    shown = _enlarged(_anatomy(random, kind, coarse), size) + random.normal(0, 2.5, size)
+    anatomy, lesion = _anatomy(random, kind, coarse)
+    shown = _enlarged(anatomy, size) + random.normal(0, 2.5, size)
     picture: NDArray[np.uint8] = np.clip(np.rint(shown), 0, 255).astype(np.uint8)
-    return picture
+    return picture, _enlarged(lesion, size) > OPAQUE
 
 
-def _anatomy(random: np.random.Generator, kind: Kind, size: tuple[int, int]) -> Plane:
+def _anatomy(random: np.random.Generator, kind: Kind, size: tuple[int, int]) -> tuple[Plane, Plane]:
+    """Give what is shown, 0..255, and the thickness of the lesion alone."""
     # x runs -1..1 from the patient's right (the picture's left), y runs 0..1 from the chin down.
     y, x = np.meshgrid(np.linspace(0, 1, size[0]), np.linspace(-1, 1, size[1]), indexing="ij")
     x = (x - random.uniform(-0.03, 0.03)) / random.uniform(0.95, 1.05)
@@ -61,9 +79,10 @@ def _anatomy(random: np.random.Generator, kind: Kind, size: tuple[int, int]) -> 
     tissue += (0.20 * _step(y - 0.78, 0.05) - 0.46 * lungs * (1 - 0.85 * heart) + 0.12 * heart) * body
     tissue += 0.06 * lungs * np.clip(vessels, 0, None)
     tissue += (0.38 * np.exp(-((x / 0.11) ** 4)) - 0.18 * airway) * body
-    tissue += _lesion(random, kind, x, y, right, left, size)
+    lesion = _lesion(random, kind, x, y, right, left, size)
+    tissue += lesion
     bone = _spine(x, y) + (_ribs(x, y) + _clavicles(x, y)) * body
-    return np.asarray(12 + 240 * (1 - np.exp(-1.35 * (np.clip(tissue, 0, None) + 0.15 * bone))))
+    return np.asarray(12 + 240 * (1 - np.exp(-1.35 * (np.clip(tissue, 0, None) + 0.15 * bone)))), lesion
 
 
 def _step(distance: Plane, softness: float) -> Plane:
