@@ -53,14 +53,14 @@ def kermany(data: Path, sites: int, cache: Path, seed: int, progress: Progress) 
     folder, trunk = data / "kermany224", Trunk(TAPS)
     train, validation = split_patients(read_manifest(folder, "train"), VALIDATION_SHARE, seed)
 
-    def examples(films: Films, what: str) -> Examples:
-        pooled = pooled_features(folder, films, trunk, cache, lambda i, n: progress(what, i, n), VIEWS)
+    def examples(films: Films, what: str, views: tuple[str, ...]) -> Examples:
+        pooled = pooled_features(folder, films, trunk, cache, lambda i, n: progress(what, i, n), views)
         return Examples(pooled, films.labels, films.patients)
 
-    everybody = examples(train, "training features")
+    everybody = examples(train, "training features", VIEWS)
     divided = divide(everybody, sites, seed)
     features = Features(trunk.taps, VIEWS, trunk.channels)
-    return Divided("kermany224", features, divided, examples(validation, "validation features"))
+    return Divided("kermany224", features, divided, examples(validation, "validation features", VIEWS[:1]))
 
 
 def drawn(sites: int, seed: int) -> Divided:
