@@ -21,9 +21,8 @@ from .research.dataset import images_folder
 from .train import Recipe, descend, patient_rows, release_mean
 from .trainset import VIEWS, Films, pooled_features
 
-#: Three middle depths of the trunk: they know texture, which tells lungs apart. Later stages know objects; a head there
-#: learns how children of each class were placed and exposed, which does not carry over to other films.
-TAPS = ("block7", "block10", "block13")
+#: Three depths of the trunk: late stages know objects, earlier ones texture, which tells the pneumonias apart.
+TAPS = ("block10", "block13", "head")
 RECIPE = Recipe(steps=60, sampling_rate=1.0, clip=0.2, learning_rate=30.0, momentum=0.9)
 #: The bias is learned through this constant input, small against the features so that clipping spares them.
 BIAS_INPUT = 0.1

@@ -2,11 +2,11 @@
 
 Run: ``python -m tests.bench.accuracy --json FILE``, with `PNEUMONIA_DATA` naming the folder that holds kermany224. Each
 cell is trained once for each seed, which draws anew which patients are in which of three uneven hospitals; noise is
-never seeded. Hospitals are agents with ledgers of their own, and sums are secure ones, all in one process. Nothing is
-chosen by these figures: the recipe is `fl_agent.head`'s, and the test images are looked at once, here. Cells, each
-figure with `_low` and `_high`: `central_nodp`, `central_eps8`, `_eps3`, `_eps1`; `fed_nodp`, `fed_dist_eps*` (noise
-summed over hospitals), `fed_site_eps*` (each hospital's own); `local_site1_nodp`, `local_site1_eps*` and so on, of the
-largest hospital to the smallest. Probabilities are the head's own, without a published model's calibration.
+never seeded. Hospitals are agents with ledgers of their own, and sums are secure ones, all in one process. The recipe
+is `fl_agent.head`'s; `accuracy.md` says what was tried, and which recipes these test images have seen before. Cells,
+with `_low` and `_high` for each figure: `central_nodp`, `central_eps8`, `_eps3`, `_eps1`; `fed_nodp`, `fed_dist_eps*`
+(noise summed over hospitals), `fed_site_eps*` (each hospital's own); `local_site1_nodp`, `local_site1_eps*` and so on,
+of the largest hospital to the smallest. Probabilities are the head's own, without a published model's calibration.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -125,12 +124,23 @@ def measure(name: str, repeats: int, patients: int | None = None, steps: int | N
     return {f"{name}_plain_step_s": plain_s, f"{name}_step_s": private_s, f"{name}_step_ratio": private_s / plain_s}
 
 
+def raised_mb(act: Callable[[], object]) -> float:
+    """By how much an act raises this process's resident memory at its peak, from where it is now."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew; getrusage's outlives even exec
+    before = _resident_mb("VmRSS")
+    act()
+    return _resident_mb("VmHWM") - before
+
+
+def _resident_mb(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
+
+
 def peak_mb(name: str, kind: int) -> float:
-    """By how much one descent raises this process's peak of resident memory."""
+    """What one descent of this kind takes."""
     descent = NETWORKS[name][0]()[kind]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    descent(2, lambda step, of: None)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return raised_mb(lambda: descent(2, lambda step, of: None))
 
 
 def run(repeats: int) -> dict[str, float]:

@@ -42,6 +42,12 @@ def test_a_step_is_timed_from_the_end_of_the_one_before() -> None:
     assert min(times) > 0
 
 
+def test_the_peak_of_memory_is_that_of_the_act_alone() -> None:
+    held = np.ones(30 << 17)
+    assert 45 < dp.raised_mb(lambda: np.ones(60 << 17).sum()) < 90
+    assert held.sum() > 0
+
+
 def test_rows_like_the_data_sets_hold_every_patient_once_in_weight() -> None:
     rows = dp.head_rows(50, 8)
     assert rows.count == 50
