@@ -1,0 +1,92 @@
+"""The coordinator as a running service: one training run, from its settings to a signed model."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from dicom_node.core import logs, loops, settings
+from dicom_node.core.errors import ConfigError
+from secure_infer.models import ModelStore, public_hex, signing_key
+from secure_infer.network import Trunk
+
+from ..courier.courier import Courier
+from ..courier.local import LocalCourier
+from ..courier.nvflare.courier import NVFlareCourier
+from ..learning.plan import Plan
+from ..learning.propose import Budget, Features, default_descent, propose
+from .candidate import Publisher
+from .coordinator import Coordinator
+from .records import Records
+from .settings import CoordinatorSettings
+
+log = logs.get(__name__)
+
+
+def serve(config: Path) -> int:
+    """Run the training that the settings describe, or go on with it; return the exit status.
+
+    Parameters
+    ----------
+    config : Path
+        `CoordinatorSettings`.
+    """
+    loaded = settings.read(config, CoordinatorSettings)
+    logs.configure("fl-agent coordinator", loaded.log.level)
+    stop = loops.stop_on_signals()
+    identity, publisher = signing_key(loaded.key_file), signing_key(loaded.publisher_key_file)
+    store = ModelStore(loaded.state_dir / "models", [public_hex(publisher)])
+    records = Records(loaded.state_dir / "coordinator.sqlite3")
+    courier = _courier(loaded)
+    try:
+        made = Coordinator(
+            identity,
+            records,
+            courier,
+            loaded.state_dir / "runs",
+            Publisher(store, publisher, loaded.population),
+            loaded.timing.timing(),
+        )
+        if not records.has(loaded.run.version):
+            made.open(plan_of(loaded))
+        log.info("ready", fingerprint=public_hex(identity), model=loaded.run.version)
+        status = loops.run({"run": lambda: _step(made, records, stop)}, 1.0, stop)
+    finally:
+        courier.close()
+        records.close()
+    return status
+
+
+def plan_of(loaded: CoordinatorSettings) -> Plan:
+    """Write the plan that the settings describe; each is a run of its own."""
+    run = loaded.run
+    return propose(
+        run.version,
+        [one.member() for one in loaded.members],
+        Features(run.taps, run.views, Trunk(run.taps).channels),
+        Budget(run.epsilon, run.delta, run.mode, run.honest),
+        default_descent(run.rounds, run.spare, **run.descent()),
+        centre_noise=run.centre_noise,
+        metrics_weight=run.metrics_weight,
+        population=loaded.population,
+    )
+
+
+def _step(made: Coordinator, records: Records, stop: threading.Event) -> bool:
+    busy = made.run_once()
+    current = records.newest()
+    if current is not None and current.over and not busy:
+        # Whoever is away now keeps its reservation until it is told by a later call.
+        stop.set()
+    return busy
+
+
+def _courier(loaded: CoordinatorSettings) -> Courier:
+    if loaded.courier.kind == "nvflare":
+        if loaded.courier.socket is None:
+            raise ConfigError("courier.socket must name the socket of the coordinator's relay", code="courier")
+        return NVFlareCourier(loaded.courier.socket)
+    sockets = {one.name: one.socket for one in loaded.members if one.socket is not None}
+    if len(sockets) != len(loaded.members):
+        raise ConfigError("a local courier needs the socket of every member", code="courier")
+    return LocalCourier(sockets)
