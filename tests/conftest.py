@@ -17,6 +17,9 @@ import structlog
 
 from dicom_node.core.database import Database
 
+# Several processes share two cores here, which torch's threads, waiting actively for each other, would waste.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 DATA = Path(os.environ.get("PNEUMONIA_DATA", ROOT.parent / "shared" / "data"))
