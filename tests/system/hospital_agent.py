@@ -1,4 +1,4 @@
-"""A hospital's agent as a process of its own: its rows are drawn, and its updates carry a canary.
+"""A hospital's agent as a process of its own: its rows are prepared or drawn, its updates carry a canary.
 
 As a program, ``python -m tests.system.hospital_agent FILE`` is the agent that the JSON in FILE describes.
 """
@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,6 +59,14 @@ def plant(name: str) -> None:
     client.add_masks = planted  # type: ignore[assignment]
 
 
+def rows(given: dict[str, Any]) -> Examples:
+    """The rows of a file, where one is named; else drawn ones."""
+    if "rows" not in given:
+        return drawn(given["patients"], given["channels"], given["patients"])
+    with np.load(given["rows"]) as kept:
+        return Examples(kept["features"], kept["labels"], kept["patients"])
+
+
 @contextmanager
 def serving(file: Path) -> Iterator[None]:
     """Answer as the agent that a JSON file describes."""
@@ -68,7 +77,7 @@ def serving(file: Path) -> Iterator[None]:
     rounds = RoundLedger(folder / "rounds.sqlite3")
     federation = FederationSettings.model_validate(given["federation"])
     privacy = PrivacySettings(epsilon=8.0, delta=1e-3)
-    examples = drawn(given["patients"], given["channels"], given["patients"])
+    examples = rows(given)
     agent = Agent(
         signing_key(federation.identity_file),
         Rules(federation, privacy),

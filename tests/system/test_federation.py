@@ -1,4 +1,7 @@
-"""Three uneven hospitals, their coordinator and NVFlare, each a process: a signed model, and no update in the open."""
+"""Three uneven hospitals, their coordinator and NVFlare, each a process: from films to a report by what they trained.
+
+On the way no single update is in the open.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -17,15 +21,22 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 
+from dicom_node.demo.pacs import OwnPacs
+from dicom_node.demo.stack import Stack
 from dicom_node.launch import Service
 from fl_agent.courier.nvflare import local
+from fl_agent.learning.site import Examples
 from fl_agent.runreport import record
-from secure_infer.models import ModelStore, public_hex, signing_key
+from fl_agent.trainset import VIEWS, pooled_features, read_manifest
+from secure_infer.models import SHIPPED, ModelStore, public_hex, signing_key
 from secure_infer.network import Trunk
-from tests.system.hospital_agent import canary
+from tests.conftest import DATA
+from tests.system.hospital_agent import canary, drawn
 from tests.system.relays import Relays
+from tests.system.sites import command, names, report
 
-HOSPITALS = {"north": 40, "east": 70, "south": 120}
+#: Patients of each.
+HOSPITALS = {"north": 20, "east": 35, "south": 60}
 TAPS = ("head",)
 VERSION = "2.0.0"
 ROUNDS = 4
@@ -33,6 +44,22 @@ ROUNDS = 4
 LOOKED = 3
 #: Memory that a process may write to and has written to (proc(5), smaps).
 MAPPED = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) rw.*\n(?:(?!Rss:).*\n)*?Rss: +[1-9]", re.MULTILINE)
+
+
+def rows() -> dict[str, Examples]:
+    """Patients of kermany224 that the hospitals share out, or drawn ones where it is not at hand."""
+    trunk, folder = Trunk(TAPS), DATA / "kermany224"
+    if not (folder / "manifest.csv").is_file():
+        return {name: drawn(count, trunk.channels, count) for name, count in HOSPITALS.items()}
+    films = read_manifest(folder, "train")
+    order = np.random.default_rng(3).permutation(films.count)
+    found, ends = {}, np.cumsum(list(HOSPITALS.values()))
+    for name, chosen in zip(HOSPITALS, np.split(order, ends)[:-1], strict=True):
+        one = films.take(np.isin(films.patients, chosen))
+        with TemporaryDirectory() as cache:
+            features = pooled_features(folder, one, trunk, Path(cache), lambda *_: None, VIEWS)
+        found[name] = Examples(features, one.labels, one.patients)
+    return found
 
 
 class Federation:
@@ -47,6 +74,8 @@ class Federation:
         coordinator = public_hex(signing_key(self.coordinator_folder / "coordinator.pem"))
         identities = {name: public_hex(signing_key(file)) for name, file in self.keys.items()}
         self.publisher = public_hex(signing_key(self.coordinator_folder / "publisher.pem"))
+        for name, one in rows().items():
+            np.savez(folder / name / "rows.npz", features=one.features, labels=one.labels, patients=one.patients)
         self.agents = {name: self._agent(name, coordinator, list(identities.values())) for name in HOSPITALS}
         settings = self.coordinator_folder / "coordinator.toml"
         settings.write_text(self._settings(identities))
@@ -61,8 +90,7 @@ class Federation:
         given = {
             "folder": str(self.folder / name),
             "federation": rules,
-            "patients": HOSPITALS[name],
-            "channels": Trunk(TAPS).channels,
+            "rows": str(self.folder / name / "rows.npz"),
             "socket": str(local.socket(self.relays.kits, name)),
         }
         file = self.folder / name / "agent.json"
@@ -146,7 +174,9 @@ def federation(relays: Relays) -> Iterator[Federation]:
                 service.kill()
 
 
-def test_a_run_comes_to_a_signed_candidate_and_no_single_update_to_the_coordinator(federation: Federation):
+@pytest.fixture(scope="module")
+def snapshots(federation: Federation) -> dict[str, Memory]:
+    """Memory of coordinator and server in the middle of the run, which is over when this returns."""
     service, snapshots = federation.coordinator, dict[str, Memory]()
     deadline = time.monotonic() + 120
     while service.alive:
@@ -156,7 +186,12 @@ def test_a_run_comes_to_a_signed_candidate_and_no_single_update_to_the_coordinat
             snapshots = {name: Memory.of(pid) for name, pid in pids.items()}
         time.sleep(0.02)
     assert service.stop() == 0, service.log_path.read_text()[-2000:]
+    return snapshots
 
+
+def test_a_run_comes_to_a_signed_candidate_and_no_single_update_to_the_coordinator(
+    federation: Federation, snapshots: dict[str, Memory]
+):
     store = ModelStore(federation.coordinator_folder / "models", [federation.publisher])
     assert store.card(VERSION).privacy.epsilon <= 3.0
     weights = store.weights(VERSION)["head.weight"]
@@ -173,3 +208,27 @@ def test_a_run_comes_to_a_signed_candidate_and_no_single_update_to_the_coordinat
     assert weights.astype("<f4").tobytes()[:64] in kept
     for where in (kept, *snapshots.values()):
         assert [name for name in HOSPITALS for form in forms(name) if form in where] == []
+
+
+@pytest.mark.usefixtures("snapshots")
+def test_the_candidate_goes_live_at_a_site_and_the_next_report_names_it(federation: Federation, tmp_path: Path):
+    made = ModelStore(federation.coordinator_folder / "models", [federation.publisher])
+    shutil.copytree(SHIPPED, tmp_path / "owner")
+    shipped = ModelStore(tmp_path / "owner")
+    old, new = shipped.card(shipped.active()), made.card(VERSION)
+    with Stack(tmp_path, quiet_s=0.3, models=tmp_path / "owner", publishers=[federation.publisher]) as stack:
+        hospital = ModelStore(tmp_path / "state" / "models")
+        hospital.install(tmp_path / "owner" / old.version)
+        hospital.activate(old.version)
+        pacs = OwnPacs(tmp_path / "pacs", stack.own_pacs_port, (stack.ae_title,))
+        stack.start(pacs_port=pacs.dicom_port)
+        with (stack.folder / "site.toml").open("a") as file:
+            file.write(f'\n[training.handover]\npublisher = "{federation.publisher}"\n')
+        assert names(old, report(stack, pacs, 1))
+        command(stack, "receive", str(federation.coordinator_folder / "models" / VERSION))
+        command(stack, "accept", VERSION, "--operator", "Dr. A")
+        command(stack, "activate", VERSION, "--party-models", str(tmp_path / "owner"))
+        after = report(stack, pacs, 2)
+        assert names(new, after)
+        assert old.weights_sha256 not in after
+        pacs.close()

@@ -8,8 +8,6 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +34,7 @@ from secure_infer.card import ModelCard
 from secure_infer.models import ModelStore, encode_weights
 from secure_infer.network import TRUNK_SHA256, Trunk
 from tests.secure_infer.small_model import PUBLISHER, PUBLISHER_HEX, card_of, head
+from tests.system.sites import command, names, report
 
 DELTA = 1e-2
 TAP = "block13"
@@ -136,28 +135,6 @@ def test_a_study_is_reported_by_a_network_whose_every_weight_is_private(site, ne
         assert "network-1" in text
 
 
-def report(stack: Stack, pacs: OwnPacs, number: int) -> str:
-    """Send the study of a new patient; the text of its reports."""
-    study = phantom.Study.numbered(number, key="handover")
-    path = stack.folder / f"{number}.dcm"
-    image = phantom.dataset(phantom.draw(number, "consolidation", (256, 320)), study=study)
-    image.save_as(path, enforce_file_format=True)
-    (sent,) = scu.send([path], host="127.0.0.1", port=stack.scp_port, called=stack.ae_title, calling=stack.sender_ae)
-    assert sent.ok
-    ((_, seen),) = watch.follow(stack.settings.database_url, [study.study_uid], 60.0)
-    assert seen.newest.state == "done"
-    reports = [pydicom.dcmread(io.BytesIO(content)) for content in pacs.reports(study.study_uid)]
-    assert len(reports) == 2
-    return "\n".join(str(element.value) for one in reports for element in one.iterall() if element.VR != "SQ")
-
-
-def command(stack: Stack, *words: str) -> str:
-    whole = [sys.executable, "-m", "fl_agent", "candidates", *words, "--config", str(stack.folder / "site.toml")]
-    done = subprocess.run(whole, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_a_trained_candidate_answers_the_next_study_and_the_one_before_answers_after_a_roll_back(site) -> None:
     stack, pacs, old = site
     with (stack.folder / "site.toml").open("a") as file:
@@ -170,10 +147,6 @@ def test_a_trained_candidate_answers_the_next_study_and_the_one_before_answers_a
     database.close()
     assert new.weights_sha256 == hashlib.sha256((made / "weights.safetensors").read_bytes()).hexdigest()
     assert new.privacy.epsilon != old.privacy.epsilon
-
-    def names(card: ModelCard, text: str) -> bool:
-        said = f"epsilon {card.privacy.epsilon:g}, delta {card.privacy.delta:g}"
-        return card.weights_sha256 in text and said in text
 
     first = report(stack, pacs, 1)
     assert names(old, first)
