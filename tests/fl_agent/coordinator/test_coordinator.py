@@ -73,6 +73,30 @@ def test_one_of_four_may_fall_silent_at_any_stage_and_is_back_in_the_next_round(
         assert len(made.waited) == 1  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("stage", ["PLAN", *STAGES])
+def test_a_courier_that_is_killed_at_any_stage_costs_the_round_and_what_was_given_to_it(
+    memory: Path, stage: str
+) -> None:
+    fell: list[str] = []
+
+    def down(name: str, frame: bytes) -> bool:
+        if kind(frame) == stage and not fell:
+            fell.append(name)
+            raise Unavailable("the courier is down", code="courier")
+        return False
+
+    with federation(memory, 3, down) as made:
+        agreed = plan(made, rounds=3)
+        made.coordinator.open(agreed)
+        assert finish(made) == "finished"
+        assert len(fell) == 1
+        assert [count for _, _, count in made.records.events(agreed)][-4:] == [3, 3, 3, 3]
+        # From the third stage's end on the first sum had been paid for; it is paid for again.
+        given = 2 if stage in STAGES[3:] else 1
+        for name in made.hospitals:
+            assert reserved(made, name) == {"mean feature": (State.SPENT, given), "head": (State.SPENT, 3)}
+
+
 def test_a_site_that_stays_silent_costs_a_time_out_once_and_then_probes(memory: Path) -> None:
     with federation(memory, 4, lambda name, frame: name == "site-3" and kind(frame) in STAGES) as made:
         made.coordinator.open(plan(made, rounds=12))
