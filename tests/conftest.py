@@ -25,17 +25,6 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("PNEUMONIA_DATA", ROOT.parent / "shared" / "data"))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say what must stay together where several processes share the tests, as `make test` lets two do.
-
-    Tests of whole systems run one after the other: each starts several busy services and looks at time-outs.
-    """
-    for item in items:
-        together = "system" if item.path.is_relative_to(ROOT / "tests" / "system") else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(together))
-
-
 @pytest.fixture(autouse=True)
 def _logs_as_they_were() -> Iterator[None]:
     """Undo what a command that ran inside a test did to logging: the stream it wrote to is closed by the next test."""

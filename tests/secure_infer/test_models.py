@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from rich.console import Console
 
 import secure_infer.__main__ as program
 from dicom_node.core.errors import ConfigError, IntegrityError
@@ -240,7 +241,7 @@ def test_the_list_of_models_shows_what_was_not_measured_and_who_is_unknown(
 ) -> None:
     shutil.copytree(SHIPPED, tmp_path, dirs_exist_ok=True)
     publish(tmp_path, MADE, version="2")
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(program, "out", Console(width=160))
     for key, said in ((PUBLISHER_HEX, "not measured"), ("0" * 64, "unknown-publisher")):
         monkeypatch.setattr(program, "_store", lambda *_, trusted=key: ModelStore(tmp_path, [trusted]))
         with program.out.capture() as shown:

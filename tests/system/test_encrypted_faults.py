@@ -27,7 +27,7 @@ from tests.system.relay import Relay, honest
 from tests.system.roles import Roles
 
 NOW = 1_750_000_000.0
-TIMEOUT_S = 1.0
+TIMEOUT_S = 2.0
 #: A fault is named within its time-outs; without any it would last for ever.
 PATIENCE_S = 60.0
 KINDS = ("head", "network")
