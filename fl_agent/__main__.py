@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from dicom_node.core import cli
+from dicom_node.core.bars import bars
 from dicom_node.core.errors import VeilRayError
 from secure_infer.card import ModelCard
 from secure_infer.models import ModelStore, public_hex, signing_key
@@ -74,17 +74,9 @@ def train(
         raise typer.BadParameter(f"{network} is not among {', '.join((HEAD, *NETWORKS))}")
     torch.set_num_threads(threads)
     console = Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         key = signing_key(signing_key_file)
-        with Progress(*columns, console=console) as bars:
-            tasks: dict[str, TaskID] = {}
-
-            def progress(what: str, done: int, total: int) -> None:
-                if what not in tasks:
-                    tasks[what] = bars.add_task(what, total=total)
-                bars.update(tasks[what], completed=done)
-
+        with bars(console) as progress:
             order = Order(data, cache, version, epsilon, delta, seed_for_split, network, cut, mixup)
             card = produce(order, ModelStore(out), key, progress)
     except VeilRayError as error:

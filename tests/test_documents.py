@@ -110,7 +110,7 @@ def test_what_an_example_shows_as_default_is_the_default(name: str) -> None:
 
 def parse(unit: Path) -> configparser.ConfigParser:
     parsed = configparser.ConfigParser(strict=False, interpolation=None)
-    parsed.optionxform = str  # type: ignore[assignment,method-assign]
+    parsed.optionxform = str
     parsed.read(unit)
     return parsed
 

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import getpass
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from dicom_node.core import cli, logs, settings
+from dicom_node.core.bars import bar
 from dicom_node.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def collect(dry_run: DryRun = False, config: cli.ConfigOption = cli.DEFAULT_CONF
     if chosen is None:
         raise ConfigError("verified reports are read from an Orthanc: add the section [orthanc]")
     with _site(config, refresh=False) as (database, _), OrthancClient(chosen) as client:
-        with _progress("Reading reports") as done:
+        with bar("Reading reports") as done:
             found = room.find(database, client, done)
         with _writing(database, dry_run) as connection:
             new, gone = room.record(connection, found, _actor("labels collect"), time.time())
@@ -214,7 +214,7 @@ def _site(config: Path, *, refresh: bool) -> Iterator[tuple[Database, Pseudonyms
         database.migrate()
         names = subjects.Pseudonyms(open_key(loaded.training_key, database), loaded.training.issuer)
         if refresh:
-            with _progress("Looking at studies") as done:
+            with bar("Looking at studies") as done:
                 subjects.refresh(database, Store(loaded, database), names, done)
         yield database, names
     finally:
@@ -237,16 +237,8 @@ def _writing(database: Database, dry_run: bool) -> Iterator[sa.Connection]:
         return
 
 
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
 def _tracked(items: list[T]) -> Iterator[T]:
-    with _progress("Recording") as done:
+    with bar("Recording") as done:
         for number, item in enumerate(items, start=1):
             yield item
             done(number, len(items))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from dicom_node.core import cli, logs, settings
+from dicom_node.core.bars import bar
 from dicom_node.core.database import Database
 from dicom_node.core.errors import ConfigError, IntegrityError, Refused
 from dicom_node.core.settings import Settings
@@ -151,14 +151,14 @@ def _compare(loaded: Settings, database: Database, candidates: Candidates, versi
     card = candidates.card(version)
     store = Store(loaded, database)
     key = open_key(loaded.training_key, database)
-    with _progress("Looking at studies") as done:
+    with bar("Looking at studies") as done:
         subjects.refresh(database, store, subjects.Pseudonyms(key, loaded.training.issuer), done)
     images = SiteImages(database, store, key, loaded.selection, card.population)
     active = site_models.site_card(loaded)
     clear = loaded.inference.engine == "plaintext"
     weights = site_models.site_store(loaded).weights(active.version) if clear else None
     old = AsReported(database, active) if weights is None else InTheClear(active, weights)
-    with _progress("Comparing on patients") as done:
+    with bar("Comparing on patients") as done:
         found = evaluate(images, InTheClear(card, candidates.weights(version)), old, time.time(), done)
     candidates.evaluated(version)
     return found
@@ -190,14 +190,6 @@ def _judge(found: Comparison, loaded: Settings) -> tuple[str, ...]:
 def _interval(one: Interval, *, signed: bool = False) -> str:
     sign = "+" if signed else ""
     return f"{one.value:{sign}.3f} ({one.low:{sign}.3f} to {one.high:{sign}.3f})"
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _say(sentence: str) -> None:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from dicom_node.core import logs
+from dicom_node.core.bars import bars
 from dicom_node.core.errors import ConfigError
 from dicom_node.core.training_settings import PrivacySettings
 
@@ -63,13 +63,7 @@ def search(
     torch.set_num_threads(1)
     logs.configure("fl-agent search", "error")
     console = Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bars:
-        shown = bars.add_task("data")
-
-        def progress(what: str, done: int, total: int) -> None:
-            bars.update(shown, description=what, completed=done, total=total)
-
+    with bars(console) as progress:
         if data is not None:
             divided = sources.kermany(data, sites, cache, seed_for_split, progress)
         else:

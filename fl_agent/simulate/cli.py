@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from dicom_node.core import logs
+from dicom_node.core.bars import bars
 
 
 def simulate(
@@ -42,15 +42,7 @@ def simulate(
         raise typer.BadParameter("no run goes without differential privacy")
     logs.configure("fl-agent simulate", "error")
     console = Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done)
-
+    with bars(console) as progress:
         budget = Budget(epsilon, delta, mode, honest)
         wanted = Wanted(sites, secagg, budget, rounds, local_steps, data, cache, seed_for_split, folder)
         figures = run(wanted, progress)

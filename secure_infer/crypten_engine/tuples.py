@@ -84,7 +84,7 @@ def requests_of(program: Program) -> list[Request]:
     shapes = shapes_of(program)
 
     def add(kind: Kind, first: Shape, second: Shape | None = None, result: Shape | None = None, **more: object) -> None:
-        found.append(Request(len(found), kind, first, second or first, result or first, **more))  # type: ignore[arg-type]
+        found.append(Request(len(found), kind, first, second or first, result or first, **more))  # type: ignore[arg-type]  # mypy takes `more` for all of the fields
 
     for layer in program.layers:
         shape = (1, *shapes[layer.name])

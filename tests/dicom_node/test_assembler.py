@@ -183,7 +183,7 @@ def test_what_arrives_while_a_study_is_judged_is_not_lost(at: Site, monkeypatch:
 
     def slow(instances: object) -> object:
         at.take(chest("b"))
-        return judge(instances)  # type: ignore[arg-type]
+        return judge(instances)
 
     monkeypatch.setattr(at.assembler, "_judge", slow)
     at.assemble()

@@ -145,7 +145,7 @@ def test_what_one_caller_s_transaction_raises_does_not_touch_the_others(store: S
         barrier.wait()
         try:
             if number % 2:
-                store.reject(RejectedInstance("no", status=1, code=None if number % 4 else "x" * 10), object(), "x")  # type: ignore[arg-type]
+                store.reject(RejectedInstance("no", status=1, code=None if number % 4 else "x" * 10), object(), "x")
             else:
                 store.add_file(raw_peer.part10(image(f"n{number}")[0]), "x")
         except TypeError as error:

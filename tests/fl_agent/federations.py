@@ -91,12 +91,12 @@ def federation(
         folder, sites(count), privacy, timing=Timing(stage=30, contribution=600, probe=2, joining=5),
         courier=lambda handlers: FlakyCourier(handlers, lost, waited), **options,
     )  # fmt: skip
-    made.waited = waited  # type: ignore[attr-defined]
+    made.waited = waited
     return made
 
 
 def plan(made: Federation, mode: str = "distributed", rounds: int = 3, spare: int = 3, **descent: Any) -> Plan:
-    budget = Budget(3.0, 1e-3, mode)  # type: ignore[arg-type]
+    budget = Budget(3.0, 1e-3, mode)
     features = Features(("head",), ("plain", "mirrored"), CHANNELS)
     chosen = default_descent(rounds, spare, **{"learning_rate": 2.0, "clip": 0.3, **descent})
     return propose("1.0", made.members, features, budget, chosen)

@@ -26,7 +26,7 @@ def test_a_report_stowed_in_orthanc_comes_back_over_wado_as_it_was(
     )
     orthanc.upload(samples.part10(image))
     analysed = [samples.analysed(image, samples.ANSWERS["present"])]
-    sent = write(analysed, seed=f"stow {character_set}")  # type: ignore[operator]
+    sent = write(analysed, seed=f"stow {character_set}")
     _stow(orthanc, report.encode(sent))
 
     series = f"{orthanc.url}/dicom-web/studies/{sent.StudyInstanceUID}/series/{sent.SeriesInstanceUID}"

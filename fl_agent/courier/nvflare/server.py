@@ -18,7 +18,7 @@ from .site import FRAME, TOPIC, WAIT_S
 from .wire import CAME, GROUP, NOTHING, SOCKET, Question
 
 
-class ServerRelay(FLComponent):  # type: ignore[misc]
+class ServerRelay(FLComponent):  # type: ignore[misc]  # nvflare is untyped
     """Runs inside of NVFlare's long-lived server process; `policy.coordinator` names it among its components.
 
     It looks into no frame and keeps none. Each question has a thread of its own, so a slow site delays nobody.

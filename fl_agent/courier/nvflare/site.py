@@ -21,7 +21,7 @@ TOPIC = "veilray.carry"
 FRAME, WAIT_S = "frame", "wait_s"
 
 
-class SiteRelay(FLComponent):  # type: ignore[misc]
+class SiteRelay(FLComponent):  # type: ignore[misc]  # nvflare is untyped
     """Runs inside of NVFlare's long-lived client process; `policy.hospital` names it as the only component.
 
     NVFlare's client obeys commands of its server: deploy an app, start a job, show a file. But for an app's own code it

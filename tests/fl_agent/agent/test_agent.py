@@ -152,7 +152,7 @@ def test_a_name_stands_for_one_plan(site: Site) -> None:
 
 
 def with_terms(header: Header, **change: object) -> Header:
-    return dataclasses.replace(header, privacy=dataclasses.replace(header.privacy, **change))  # type: ignore[arg-type]
+    return dataclasses.replace(header, privacy=dataclasses.replace(header.privacy, **change))
 
 
 @pytest.mark.parametrize("alter", [
@@ -242,7 +242,7 @@ def test_consent_is_asked_at_every_contribution(memory: Path) -> None:
         seen = []
         agent = made.hospitals[NAME].agent
         before = agent._rows
-        agent._rows = lambda wanted: seen.append(before(wanted).count) or before(wanted)  # type: ignore[func-returns-value]
+        agent._rows = lambda wanted: seen.append(before(wanted).count) or before(wanted)
         assert finish(made) == "finished"
         assert set(seen) == {5}
 
@@ -251,7 +251,7 @@ def test_whoever_has_nobody_left_leaves_the_round_and_says_no_more(memory: Path)
     with federation(memory, 4) as made:
         agreed = plan(made, rounds=2)
         made.coordinator.open(agreed)
-        while not made.records.newest().training.done:  # type: ignore[union-attr]
+        while not made.records.newest().training.done:
             made.coordinator.run_once()
         empty = examples(20, 0)
         made._sites[NAME] = Examples(empty.features[:0], empty.labels[:0], empty.patients[:0])
@@ -273,7 +273,7 @@ def test_what_was_paid_for_is_all_that_is_given(memory: Path) -> None:
                 kinds.append(open_frame(content).kind.__name__)
             return not wire.is_envelope(content) and open_frame(content).kind.__name__ == "SurvivorList"
 
-        courier.lost = lost  # type: ignore[attr-defined]
+        courier.lost = lost
         assert finish(made) == "contributions-used"
         for name in made.hospitals:
             assert reserved(made, name) == {"mean feature": (Entry.SPENT, 2)}
@@ -310,9 +310,9 @@ def test_a_fault_of_the_site_says_nothing_about_itself(site: Site) -> None:
         made.hospitals[NAME].agent._rows = broken
         answers: list[bytes] = []
         handle = made.hospitals[NAME].agent.handle
-        made.coordinator._courier.sites = {  # type: ignore[attr-defined]
-            **made.coordinator._courier.sites,  # type: ignore[attr-defined]
-            NAME: lambda content: answers.append(handle(content)) or answers[-1],  # type: ignore[func-returns-value]
+        made.coordinator._courier.sites = {
+            **made.coordinator._courier.sites,
+            NAME: lambda content: answers.append(handle(content)) or answers[-1],
         }
         with pytest.raises(AssertionError):
             finish(made, attempts=3)

@@ -50,7 +50,7 @@ def test_a_killed_agent_returns_and_its_ledger_counts_all_that_it_did(
                 made.start(name)
                 raise
 
-        made._handle = restarted  # type: ignore[method-assign]
+        made._handle = restarted
         made.start_coordinator()
         made.coordinator.open(plan(made, mode, rounds=2, local_steps=2 if mode == "site" else 1))
         killed = kill_at(monkeypatch, place, (0, 1))
@@ -88,7 +88,7 @@ def test_an_agent_that_dies_in_every_round_costs_its_budget_and_stops_nobody(
                     made.start(name)
                     raise
 
-        made._handle = dying  # type: ignore[method-assign]
+        made._handle = dying
         made.start_coordinator()
         assert finish(made) == "finished"
         assert [count for _, outcome, count in made.records.events(agreed) if outcome == "summed"] == [3] * 4

@@ -169,7 +169,7 @@ def overheard(made: Federation, agreed: Plan) -> tuple[list[bytes], list[bytes]]
 
         return handle
 
-    courier.sites = {name: tapped(name, handler) for name, handler in courier.sites.items()}  # type: ignore[attr-defined]
+    courier.sites = {name: tapped(name, handler) for name, handler in courier.sites.items()}
     made.coordinator.open(agreed)
     assert finish(made) == "finished"
     return brought, said

@@ -44,7 +44,7 @@ def test_a_run_ends_with_what_the_sites_sum_to(memory: Path) -> None:
         assert found.end is not None
         assert all(one.survivors == 3 for one in found.rounds)
         spent = [one.distributed_epsilon for one in found.rounds]
-        assert spent == sorted(spent)  # type: ignore[type-var]
+        assert spent == sorted(spent)
         assert spent[-1] < 3.0 < found.rounds[-1].epsilon["site-0"]
         assert found.rounds[0].loss is None
         assert all(one.loss is not None and "auc" in one.metrics for one in found.rounds[1:])
@@ -70,7 +70,7 @@ def test_one_of_four_may_fall_silent_at_any_stage_and_is_back_in_the_next_round(
         survivors = [count for _, _, count in made.records.events(agreed)]
         # A masked input that came is in the sum, whoever falls silent afterwards.
         assert survivors == [4 if stage in STAGES[3:] else 3, 4, 4, 4]
-        assert len(made.waited) == 1  # type: ignore[attr-defined]
+        assert len(made.waited) == 1
 
 
 @pytest.mark.parametrize("stage", ["PLAN", *STAGES])
@@ -101,8 +101,8 @@ def test_a_site_that_stays_silent_costs_a_time_out_once_and_then_probes(memory: 
     with federation(memory, 4, lambda name, frame: name == "site-3" and kind(frame) in STAGES) as made:
         made.coordinator.open(plan(made, rounds=12))
         assert finish(made) == "finished"
-        waits = [seconds for _, seconds in made.waited if seconds != 2]  # type: ignore[attr-defined]
-        probes = len(made.waited) - len(waits)  # type: ignore[attr-defined]
+        waits = [seconds for _, seconds in made.waited if seconds != 2]
+        probes = len(made.waited) - len(waits)
         assert waits == [30]
         assert 2 <= probes <= 4  # after 1, 2, 4, 8 rounds
 
@@ -111,7 +111,7 @@ def test_a_site_that_is_away_costs_nothing_and_joins_later(memory: Path) -> None
     with federation(memory, 4) as made:
         agreed = plan(made, rounds=4)
         courier = made.coordinator._courier
-        courier.away = {"site-1"}  # type: ignore[attr-defined]
+        courier.away = {"site-1"}
         made.coordinator._clock = lambda: 1e9
         made.coordinator.open(agreed)
         made.coordinator.run_once()
@@ -121,10 +121,10 @@ def test_a_site_that_is_away_costs_nothing_and_joins_later(memory: Path) -> None
         made.coordinator._clock = lambda: 1e9 + 6
         for _ in range(2):
             made.coordinator.run_once()
-        courier.away = set()  # type: ignore[attr-defined]
+        courier.away = set()
         assert finish(made) == "finished"
         assert [count for _, _, count in made.records.events(agreed)] == [3, 3, 4, 4, 4]
-        assert made.waited == []  # type: ignore[attr-defined]
+        assert made.waited == []
 
 
 def test_a_round_below_the_threshold_is_repeated_under_a_new_number(memory: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_site_that_lost_its_records_is_asked_anew(memory: Path) -> None:
     with federation(memory, 4) as made:
         agreed = plan(made, rounds=3)
         made.coordinator.open(agreed)
-        while made.records.newest().training.done < 2:  # type: ignore[union-attr]
+        while made.records.newest().training.done < 2:
             made.coordinator.run_once()
         for file in (memory / "site-2").glob("site.sqlite3*"):
             file.unlink()
@@ -256,7 +256,7 @@ def test_the_coordinator_holds_no_update_of_one_hospital(memory: Path, monkeypat
     plain: dict[str, np.ndarray] = {}
     compute = site.contribution
 
-    def marked(agreed, own, state, *rest):  # type: ignore[no-untyped-def]
+    def marked(agreed, own, state, *rest):
         found = compute(agreed, own, state, *rest)
         if own.name == "site-1":
             for block in found:
@@ -268,7 +268,7 @@ def test_the_coordinator_holds_no_update_of_one_hospital(memory: Path, monkeypat
     seen: list[bytes] = []
     with federation(memory) as made:
         handle = made._handle
-        made._handle = lambda name, frame: seen.append(handle(name, frame)) or seen[-1]  # type: ignore[func-returns-value,method-assign]
+        made._handle = lambda name, frame: seen.append(handle(name, frame)) or seen[-1]
         made.start_coordinator()
         made.coordinator.open(plan(made, rounds=2))
         assert finish(made) == "finished"

@@ -43,7 +43,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         with pytest.raises(SystemExit) as ended:
             main()
         shown = capsys.readouterr()
-        return ended.value.code or 0, shown.out + shown.err  # type: ignore[return-value]
+        return ended.value.code or 0, shown.out + shown.err
 
     return run
 

@@ -54,7 +54,7 @@ class Scripted:
 def compare(labels: list[Diagnosis], new: list[float | None], old: list[float | None], unusable: int = -1):
     return evaluate(
         Patients(labels, unusable), Scripted(new), Scripted(old), 0.0, lambda done, total: None, replicates=200
-    )  # type: ignore[arg-type]
+    )
 
 
 ILL, WELL = Diagnosis.BACTERIAL, Diagnosis.NORMAL

@@ -84,7 +84,7 @@ def test_the_observer_and_the_algorithm_are_identified() -> None:
 @pytest.mark.parametrize("write", [samples.structured, samples.text], ids=["data", "text"])
 def test_the_same_inputs_give_the_same_bytes(write: object) -> None:
     def written() -> bytes:
-        return report.encode(write([samples.analysed(samples.source(), PRESENT)]))  # type: ignore[operator]
+        return report.encode(write([samples.analysed(samples.source(), PRESENT)]))
 
     # highdicom writes microseconds of the present into several attributes, so one leak would show.
     assert written() == written()
@@ -101,9 +101,9 @@ def test_another_seed_gives_another_report_and_series() -> None:
 
 def test_a_measurement_without_a_region_cannot_be_built() -> None:
     with pytest.raises(TypeError, match="region"):
-        report.AnalysedImage(samples.source(), ABSENT)  # type: ignore[call-arg]
+        report.AnalysedImage(samples.source(), ABSENT)
     with pytest.raises(TypeError, match="has a region"):
-        report.AnalysedImage(samples.source(), ABSENT, None)  # type: ignore[arg-type]
+        report.AnalysedImage(samples.source(), ABSENT, None)
 
 
 @pytest.mark.parametrize("answer", samples.ANSWERS.values(), ids=samples.ANSWERS)
