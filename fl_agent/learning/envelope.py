@@ -11,6 +11,7 @@ An answer holds the hash of the question, so a courier cannot give an old answer
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
@@ -28,6 +29,9 @@ DOMAIN: Final = b"VeilRay federation 1\n"
 RUN, SIGNATURE, DIGEST = 16, 64, 32
 _START: Final = Struct(f">BB{RUN}s")
 _LENGTH: Final = Struct(">I")
+
+#: What a code of an error looks like.
+CODE: Final = re.compile("[a-z][a-z-]{0,39}")
 
 
 class Kind(IntEnum):
@@ -124,7 +128,10 @@ def read_answer(envelope: Envelope, question: bytes) -> str:
     if envelope.kind not in kinds or envelope.body[:DIGEST] != hashlib.sha256(question).digest():
         raise ProtocolError("a site's answer belongs to another question", code="wrong-answer")
     code = envelope.body[DIGEST:].decode("ascii", "replace")
-    return (code or "refused") if envelope.kind is Kind.REFUSED else ""
+    if envelope.kind is Kind.ACCEPTED:
+        return ""
+    # A site's text goes to the coordinator's log, records and report: nothing but a code may.
+    return code if CODE.fullmatch(code) else "refused"
 
 
 def _statement(start: bytes, body: bytes) -> bytes:
