@@ -20,6 +20,32 @@ def linear_head(module: nn.Module, inputs: Tensor) -> bool:
     return isinstance(module, nn.Linear) and module.bias is None and inputs.ndim == 2
 
 
+def linear_gradients(weight: Tensor, inputs: Tensor, labels: Tensor, weights: Tensor, owner: Tensor) -> Tensor:
+    """Form each patient's gradient of softmax cross-entropy, for sums that must see every one of them.
+
+    Parameters
+    ----------
+    weight : Tensor of float32, shape (classes, features)
+    inputs, labels, weights
+        As for `LinearGradients`, of some images.
+    owner : Tensor of int64, shape (images,)
+        Whose each image is, ascending from 0 without gaps; empty where there is none.
+
+    Returns
+    -------
+    Tensor of float32, shape (patients, classes, features)
+    """
+    shares = _shares(weight, inputs, functional.one_hot(labels, len(weight)), weights)
+    each = shares[:, :, None] * inputs[:, None, :]
+    count = int(owner[-1]) + 1 if len(owner) else 0
+    return each.new_zeros((count, *weight.shape)).index_add_(0, owner, each)
+
+
+def _shares(weight: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Compute `a` of each image, shape (images, classes)."""
+    return (torch.softmax(inputs @ weight.T, 1) - targets) * weights[:, None]
+
+
 class LinearGradients:
     """Sums of clipped patients' gradients of softmax cross-entropy over images of one or several for each patient.
 
@@ -67,7 +93,7 @@ class LinearGradients:
         if not bool(drawn.all()):
             present = drawn[self._patients].nonzero()[:, 0]
             inputs, targets, weights = inputs[present], targets[present], weights[present]
-        shares = (torch.softmax(inputs @ weight.T, 1) - targets) * weights[:, None]
+        shares = _shares(weight, inputs, targets, weights)
         if present is None:
             return (shares * self._factors(shares.double(), clip)[:, None]).T @ inputs
         among_all = torch.zeros(self._targets.shape, dtype=torch.float64).index_copy_(0, present, shares.double())

@@ -23,11 +23,13 @@ from torch.nn import functional
 
 from dicom_node.core.errors import ConfigError
 
-from .ghost import LinearGradients, linear_head
+from .ghost import LinearGradients, linear_gradients, linear_head
 from .randomness import SecureSource
 
 #: Images whose gradients are held at once; clipping is per patient, so this changes memory and never the result.
 AT_ONCE = 2048
+#: The same where a gradient is formed for each patient of a linear head: few enough for the processor's cache.
+GRADIENTS_AT_ONCE = 512
 #: Of each patient, whether it takes part in a step.
 Drawn = NDArray[np.bool_]
 #: From outputs, labels and weights to a number.
@@ -248,43 +250,29 @@ def _by_samples(
 
 
 def patient_gradients(
-    module: nn.Module,
-    rows: Rows,
-    drawn: NDArray[np.bool_],
-    *,
-    prepare: Callable[[Tensor], Tensor] = lambda inputs: inputs,
-    at_once: int = AT_ONCE,
+    weight: Tensor, rows: Rows, drawn: Drawn, at_once: int = GRADIENTS_AT_ONCE
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """Yield the gradients of some patients' losses, before any clipping or noise: they stay where the data are.
 
     Parameters
     ----------
-    module, rows, prepare, at_once
-        As for `descend`; the module is not changed.
+    weight : Tensor of float32, shape (classes, features)
+        Of a head without a bias.
+    rows : Rows
+        Of vectors.
     drawn : ndarray of bool, shape (patients,)
+    at_once : int
+        As for `Rows.batches`.
 
     Yields
     ------
     numbers : ndarray of int64, shape (patients of the batch,)
-    gradients : ndarray of float32, shape (patients of the batch, dimension)
-        All trainable parameters, flat and one behind the other.
-
-    Raises
-    ------
-    ConfigError
-        See `require_private`.
+    gradients : ndarray of float32, shape (patients of the batch, classes * features)
     """
-    require_private(module)
-    wrapped = GradSampleModule(module.train(), loss_reduction="sum")
-    try:
-        for index in rows.batches(drawn, at_once):
-            wrapped.zero_grad()
-            _patient_gradients(wrapped, rows, index, prepare, patient_loss)
-            flat = [one.grad_sample.flatten(1) for one in wrapped.parameters() if one.requires_grad]
-            numbers = torch.unique_consecutive(rows.patients[index])
-            yield numbers.numpy(), torch.cat(flat, dim=1).detach().numpy()
-    finally:
-        wrapped.remove_hooks()
+    for index in rows.batches(drawn, at_once):
+        numbers, owner = torch.unique_consecutive(rows.patients[index], return_inverse=True)
+        found = linear_gradients(weight, rows.inputs[index], rows.labels[index], rows.weights[index], owner)
+        yield numbers.numpy(), found.flatten(1).numpy()
 
 
 def descend(

@@ -115,7 +115,7 @@ class _Work:
         drawn = source.coins(self._rows.count, release.sampling_rate)
         measured = self._metrics() * (plan.metrics_weight / metrics.NORM) if plan.metrics_weight else None
         total = np.zeros(release.dimension, dtype=np.int64)
-        for numbers, found in patient_gradients(self._head, self._rows, drawn):
+        for numbers, found in patient_gradients(self._head.weight.detach(), self._rows, drawn):
             length = np.linalg.norm(found.astype(np.float64), axis=1, keepdims=True)
             rows = found / np.maximum(length, plan.descent.clip)
             if measured is not None:

@@ -16,7 +16,15 @@ from dicom_node.core.errors import ConfigError
 from fl_agent.accounting import noise_for
 from fl_agent.figures import auc
 from fl_agent.randomness import SecureSource
-from fl_agent.train import Recipe, SecureDPOptimizer, descend, patient_loss, patient_rows, release_mean
+from fl_agent.train import (
+    Recipe,
+    SecureDPOptimizer,
+    descend,
+    patient_gradients,
+    patient_loss,
+    patient_rows,
+    release_mean,
+)
 from tests.fl_agent.test_accounting import mechanism
 
 FULL = Recipe(steps=1, sampling_rate=1.0, clip=0.3, learning_rate=1.0, momentum=0.0, averaged=1.0)
@@ -56,6 +64,29 @@ def test_a_step_sums_each_patients_clipped_mean_gradient(wrap: bool, at_once: in
     trained = nn.Sequential(module) if wrap else module
     (found,) = descend(trained, rows, recipe, 1e-9, SecureSource(key), at_once=at_once).values()
     torch.testing.assert_close(start - found, total / (40 * rate), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("at_once", [1, 5, 100])
+def test_each_drawn_patients_gradient_is_that_of_its_own_loss(at_once: int) -> None:
+    generator = np.random.default_rng(4)
+    patients = np.repeat(np.arange(6), [1, 3, 2, 1, 4, 1])
+    inputs = generator.normal(size=(len(patients), 2, 7)).astype(np.float32)
+    rows = patient_rows(inputs, np.array([0, 2, 1, 1, 0, 2])[patients], patients)
+    weight = torch.from_numpy(generator.normal(size=(3, 7)).astype(np.float32)).requires_grad_()
+    drawn = np.array([True, True, False, True, True, False])
+
+    found = list(patient_gradients(weight.detach(), rows, drawn, at_once))
+    assert np.concatenate([numbers for numbers, _ in found]).tolist() == [0, 1, 3, 4]
+    for number, gradient in zip([0, 1, 3, 4], np.concatenate([some for _, some in found]), strict=True):
+        of = rows.patients == number
+        loss = patient_loss(rows.inputs[of] @ weight.T, rows.labels[of], rows.weights[of])
+        (expected,) = torch.autograd.grad(loss, weight)
+        np.testing.assert_allclose(gradient.reshape(3, 7), expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_nobody_drawn_gives_no_gradient() -> None:
+    rows = patient_rows(np.ones((2, 1, 3), dtype=np.float32), np.array([0, 1]), np.arange(2))
+    assert sum(len(one) for _, one in patient_gradients(torch.zeros(3, 3), rows, np.zeros(2, bool))) == 0
 
 
 @pytest.mark.parametrize("wrap", [False, True])
