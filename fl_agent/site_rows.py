@@ -14,12 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_node.core.database import Database
 from dicom_node.core.errors import IntegrityError, Refused
-from dicom_node.core.settings import Population, SelectionSettings
-from dicom_node.store import Store
 from dicom_node.training.diagnosis import Diagnosis
-from dicom_node.training.site_key import SiteKey
 from secure_infer.network import Trunk
 
 from .site_images import SiteImages
@@ -56,13 +52,7 @@ class SiteRows:
 
     Parameters
     ----------
-    database, store
-        The site's records and instances; `training.subjects.refresh` was run.
-    key : SiteKey
-    rules : SelectionSettings
-        The site's rules of selection.
-    population : Population or None
-        Whom the model is made for.
+    images : SiteImages
     trunk : Trunk
     views : sequence of str
         Of `trainset.VIEWS`.
@@ -70,18 +60,8 @@ class SiteRows:
         Folder of the features, mode 0700; used by this class alone, since what belongs to nobody is erased.
     """
 
-    def __init__(
-        self,
-        database: Database,
-        store: Store,
-        key: SiteKey,
-        rules: SelectionSettings,
-        population: Population | None,
-        trunk: Trunk,
-        views: Sequence[str],
-        cache: Path,
-    ) -> None:
-        self._images = SiteImages(database, store, key, rules, population)
+    def __init__(self, images: SiteImages, trunk: Trunk, views: Sequence[str], cache: Path) -> None:
+        self._images = images
         self._trunk = trunk
         self._views = tuple(views)
         self._cache = cache

@@ -20,6 +20,7 @@ from secure_infer.network import STAGE_NAMES, Trunk
 
 from ..learning.plan import Plan
 from ..learning.site import Examples
+from ..site_images import SiteImages
 from ..site_rows import SiteRows
 from ..trainset import VIEWS
 
@@ -54,16 +55,9 @@ class SitePatients:
             raise Refused("the plan asks for features that this program does not compute", code="features")
         names = subjects.Pseudonyms(self._key, self._settings.training.issuer)
         subjects.refresh(self._database, self._store, names, _unseen)
-        rows = SiteRows(
-            self._database,
-            self._store,
-            self._key,
-            self._settings.selection,
-            plan.population,
-            _trunk(plan.taps),
-            plan.views,
-            self._cache(plan),
-        ).read(self._clock(), _unseen)
+        images = SiteImages(self._database, self._store, self._key, self._settings.selection, plan.population)
+        reader = SiteRows(images, _trunk(plan.taps), plan.views, self._cache(plan))
+        rows = reader.read(self._clock(), _unseen)
         return Examples(rows.features, rows.labels, np.arange(len(rows.patients)))
 
     def _cache(self, plan: Plan) -> Path:

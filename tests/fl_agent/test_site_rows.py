@@ -17,6 +17,7 @@ from dicom_node.training.consent import Change, Decision
 from dicom_node.training.diagnosis import Diagnosis
 from dicom_node.training.site_key import open_key
 from dicom_node.training.subjects import Pseudonyms
+from fl_agent.site_images import SiteImages
 from fl_agent.site_rows import Rows, SiteRows
 from fl_agent.trainset import VIEWS
 from secure_infer.network import Trunk
@@ -54,8 +55,8 @@ class Hospital:
                 labels.put(connection, number, labels.LIST, value, "test", 1.0)
         for number in range(1, 5):
             self.decide(number, Decision.GIVEN)
-        rules = settings.selection
-        self.site = SiteRows(self.database, store, key, rules, CHILDREN, self.trunk, VIEWS, self.cache)
+        images = SiteImages(self.database, store, key, settings.selection, CHILDREN)
+        self.site = SiteRows(images, self.trunk, VIEWS, self.cache)
 
     def decide(self, number: int, decision: Decision) -> None:
         change = Change(self.names.patient(f"PHANTOM-{number}", ""), decision)
