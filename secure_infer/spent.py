@@ -12,6 +12,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from dicom_node.core import markfile
 from dicom_node.core.errors import ProtocolError, Unavailable
 
 DAY_S, MINUTE_S = 86400.0, 60.0
@@ -58,16 +59,13 @@ class SpentLedger:
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._connection = sqlite3.connect(path, timeout=30.0, isolation_level=None, check_same_thread=False)
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = FULL")  # fsync of the log at every commit
-            self._connection.execute(
-                "CREATE TABLE IF NOT EXISTS spent (bundle BLOB PRIMARY KEY, peer BLOB NOT NULL, at REAL NOT NULL)"
+            self._connection = markfile.opened(
+                path,
+                "CREATE TABLE IF NOT EXISTS spent (bundle BLOB PRIMARY KEY, peer BLOB NOT NULL, at REAL NOT NULL)",
+                "CREATE INDEX IF NOT EXISTS spent_by ON spent (peer, at)",
+                # The state of a token bucket is one number: when it will be full again.
+                "CREATE TABLE IF NOT EXISTS bucket (peer BLOB PRIMARY KEY, full_at REAL NOT NULL)",
             )
-            self._connection.execute("CREATE INDEX IF NOT EXISTS spent_by ON spent (peer, at)")
-            # The state of a token bucket is one number: when it will be full again.
-            self._connection.execute("CREATE TABLE IF NOT EXISTS bucket (peer BLOB PRIMARY KEY, full_at REAL NOT NULL)")
         except (OSError, sqlite3.Error) as error:
             raise _broken(error) from error
 

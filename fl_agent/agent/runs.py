@@ -12,14 +12,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from dicom_node.core import audit, failpoint
-from dicom_node.core.audit import Event, Outcome, Record
+from dicom_node.core import failpoint
+from dicom_node.core.audit import Outcome
 from dicom_node.core.database import Database, federated_run, federated_spending
 from dicom_node.core.errors import Refused
 
 from ..learning.plan import Plan
 from ..learning.terms import Release, releases, spendings
-from ..ledger.entries import ACTOR, Entry, State
+from ..ledger.entries import Entry, State, note
 from ..ledger.ledger import Ledger
 from ..ledger.mechanisms import Spending
 
@@ -81,7 +81,7 @@ class Runs:
                 for token, release, terms in found
             ]
             connection.execute(federated_spending.insert(), rows)
-            self._note(connection, "training-accepted", {"run": plan.run, "plan": plan.digest.hex()}, now)
+            note(connection, "training-accepted", {"run": plan.run, "plan": plan.digest.hex()}, now)
         failpoint.reach("agent-accepted")
 
     def refuse(self, plan: Plan, code: str) -> None:
@@ -89,7 +89,7 @@ class Runs:
         now = self._clock()
         detail = {"run": plan.run, "plan": plan.digest.hex(), "code": code}
         with self._database.write() as connection:
-            self._note(connection, "training-refused", detail, now, Outcome.MINOR_FAILURE)
+            note(connection, "training-refused", detail, now, Outcome.MINOR_FAILURE)
 
     def plan(self, run: bytes) -> Plan:
         """Return the plan of a run that goes on.
@@ -142,7 +142,7 @@ class Runs:
                 .values(taken=federated_spending.c.taken + 1)
             )
             detail = {"run": plan.run, "round": number, "sum": release.name}
-            self._note(connection, "training-contribution", detail, now)
+            note(connection, "training-contribution", detail, now)
         failpoint.reach("agent-counted")
 
     def close(self, run: bytes) -> None:
@@ -163,7 +163,7 @@ class Runs:
         now = self._clock()
         with self._database.write() as connection:
             connection.execute(federated_run.update().where(federated_run.c.run == run.hex()).values(over=True))
-            self._note(connection, "training-over", {"run": run.hex()}, now)
+            note(connection, "training-over", {"run": run.hex()}, now)
 
     def _left_by_a_crash(self, plan: Plan) -> dict[Any, str]:
         """Find reservations of a process that died before it wrote down whose they are: never begun, so still whole."""
@@ -180,13 +180,6 @@ class Runs:
     def _spendings(connection: sa.Connection, plan: Plan, release: Release) -> list[Any]:
         condition = (federated_spending.c.run == plan.run) & (federated_spending.c.release == release.name)
         return list(connection.execute(sa.select(federated_spending).where(condition)).all())
-
-    @staticmethod
-    def _note(
-        connection: sa.Connection, what: str, detail: dict[str, Any], now: float, outcome: Outcome = Outcome.SUCCESS
-    ) -> None:
-        record = Record(Event.APPLICATION_ACTIVITY, what, "E", ACTOR, outcome, detail=detail)
-        audit.append(connection, record, now)
 
 
 def _key(terms: Spending) -> str:

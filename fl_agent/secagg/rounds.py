@@ -10,6 +10,7 @@ import sqlite3
 import threading
 from pathlib import Path
 
+from dicom_node.core import markfile
 from dicom_node.core.errors import ProtocolError, Unavailable
 
 
@@ -30,12 +31,8 @@ class RoundLedger:
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._connection = sqlite3.connect(path, timeout=30.0, isolation_level=None, check_same_thread=False)
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = FULL")  # fsync of the log at every commit
-            self._connection.execute(
-                "CREATE TABLE IF NOT EXISTS entered (run BLOB PRIMARY KEY, round INTEGER NOT NULL) WITHOUT ROWID"
+            self._connection = markfile.opened(
+                path, "CREATE TABLE IF NOT EXISTS entered (run BLOB PRIMARY KEY, round INTEGER NOT NULL) WITHOUT ROWID"
             )
         except (OSError, sqlite3.Error) as error:
             raise _broken(error) from error
