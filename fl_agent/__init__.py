@@ -7,6 +7,7 @@ be trained: a linear head, or a network of its own), `calibration`, `figures` (m
 of it, to a published card), `texts` (the card's sentences), `secagg` (sums of many hospitals' updates that reveal no
 single one), `ledger` (what all of it costs the patients over the life of a site), `runreport` (a run's record, live
 and as a page), `learning` (what hospitals compute together), `agent` (a hospital's part in it), `coordinator`,
-`courier` (how their frames travel), `simulate` (a federation on one machine), `search` (hyper-parameters, paid for),
-`segmentation` (outlines of opacities), `__main__` (the command `fl-agent`).
+`courier` (how their frames travel), `simulate` (a federation in one process), `trial` (a consortium's programs on one
+machine), `search` (hyper-parameters, paid for), `segmentation` (outlines of opacities), `__main__` (the command
+`fl-agent`).
 """

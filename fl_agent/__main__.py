@@ -17,7 +17,7 @@ from secure_infer.models import ModelStore, public_hex, signing_key
 
 from .agent.cli import identity, run
 from .coordinator.cli import coordinator
-from .courier.nvflare.cli import consortium, provision, relay
+from .courier.nvflare.cli import provision, relay
 from .handover.cli import app as candidates
 from .ledger.cli import budget
 from .order import HEAD, NETWORKS, Order
@@ -25,6 +25,7 @@ from .runreport.cli import progress, report
 from .search.cli import search
 from .segmentation.cli import train_segmentation
 from .simulate.cli import simulate
+from .trial.cli import app as consortium
 
 app = cli.new_app("Train pneumonia models with differential privacy.")
 app.command()(budget)

@@ -80,14 +80,17 @@ def signing_key(path: Path) -> Ed25519PrivateKey:
     Raises
     ------
     ConfigError
-        The file is not such a key, or its group or others may read it.
+        The file is not such a key, cannot be made or read, or its group or others may read it.
     """
     if not path.exists():
         key = Ed25519PrivateKey.generate()
         pem = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except OSError as error:
+            raise ConfigError(f"cannot make the key {path}: {error.strerror}", code="signing-key") from error
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(pem)
         return key
@@ -95,6 +98,8 @@ def signing_key(path: Path) -> Ed25519PrivateKey:
         raise ConfigError(f"the signing key {path} can be read by others: chmod 600 it", code="key-permissions")
     try:
         loaded = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    except PermissionError as error:
+        raise ConfigError(f"the key {path} is another user's than who runs this", code="signing-key") from error
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{path} is not an unencrypted PEM private key", code="signing-key") from error
     if not isinstance(loaded, Ed25519PrivateKey):

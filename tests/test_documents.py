@@ -23,6 +23,7 @@ from dicom_node.core import settings
 from dicom_node.core.pki import Authority
 from fl_agent.__main__ import app as fl_agent
 from fl_agent.coordinator.settings import CoordinatorSettings
+from fl_agent.courier.nvflare import roster
 from fl_agent.courier.nvflare.consortium import ConsortiumSettings
 from secure_infer.__main__ import app as secure_infer
 from secure_infer.dealer import DealerSettings
@@ -138,6 +139,45 @@ def test_the_relay_is_a_user_of_its_own_and_whatever_it_starts_ends_with_it() ->
     assert relay["User"] not in {service["User"] for service in units.values()}
     assert relay["KillMode"] == "control-group"
     assert "-/var/lib/veilray" in relay["InaccessiblePaths"].split()
+
+
+def test_the_coordinators_relay_serves_the_group_that_its_unit_names() -> None:
+    (path,) = (CONFIG / "coordinator").rglob("*.conf")
+    assert (CONFIG / "systemd" / path.parent.name.removesuffix(".d")).is_file()
+    changed = parse(path)["Service"]
+    options = shlex.split(changed["ExecStart"])
+    assert options[1] == "relay"
+    coordinator = parse(CONFIG / "systemd" / "veilray-coordinator.service")["Service"]["User"]
+    assert options[options.index("--group") + 1] == changed["SupplementaryGroups"] == coordinator
+    assert options[options.index("--socket") + 1] == str(roster.COURIER_SOCKET)
+
+
+def test_the_agents_socket_is_where_relay_unit_and_kit_look_for_it() -> None:
+    options = shlex.split(parse(CONFIG / "systemd" / "veilray-relay.service")["Service"]["ExecStart"])
+    assert options[options.index("--socket") + 1] == str(roster.AGENT_SOCKET)
+    agent = parse(CONFIG / "systemd" / "veilray-run.service")["Service"]
+    assert roster.AGENT_SOCKET.parent.name == agent["RuntimeDirectory"]
+
+
+def test_a_key_that_a_service_makes_lies_where_it_may_write() -> None:
+    coordinator = tomllib.loads((CONFIG / "coordinator.example.toml").read_text())
+    state = Path(coordinator["state_dir"])
+    assert {Path(coordinator[name]).parent for name in ("key_file", "publisher_key_file")} == {state}
+    site = everything((CONFIG / "site.example.toml").read_text())
+    assert Path(site["training"]["federation"]["identity_file"]) == roster.IDENTITY
+    assert roster.IDENTITY.parent == Path(site["site"]["state_dir"])
+
+
+def test_systemd_makes_the_user_of_every_unit(tmp_path: Path) -> None:
+    tool = shutil.which("systemd-sysusers")
+    assert tool is not None, "systemd-sysusers is not installed: apt-get install systemd"
+    (tmp_path / "etc").mkdir()
+    made = subprocess.run(
+        [tool, f"--root={tmp_path}", str(CONFIG / "veilray.sysusers")], capture_output=True, text=True, check=False
+    )
+    assert made.returncode == 0, made.stderr
+    users = {line.partition(":")[0] for line in (tmp_path / "etc" / "passwd").read_text().splitlines()}
+    assert {parse(unit)["Service"]["User"] for unit in UNITS} == users
 
 
 def test_systemd_rates_every_unit_as_hardened(tmp_path: Path) -> None:

@@ -140,10 +140,11 @@ class Coordinator:
         """Make sure that a cohort of these sites has terms."""
         needed = self._needed(current.plan)
         if len(sites) < needed:
-            answers = [answer for answer in current.answers.values() if answer not in {"", ACCEPTED}]
-            if len(current.answers) - len(answers) < needed:
-                log.error("run-refused", count=len(answers), code=answers[0])
-                self._end(current, answers[0])
+            if len(current.answers) - len(current.refused) < needed:
+                for name, code in current.refused.items():
+                    log.error("run-refused", peer=name, code=code)
+                self._end(current, next(iter(current.refused.values())))
+                raise Unavailable("too many sites refused the plan: the run is over", code="run-refused")
             raise Unavailable(
                 f"{len(sites)} sites can be asked and {needed} are needed; start the others", code="too-few-sites"
             )

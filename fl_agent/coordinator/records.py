@@ -97,6 +97,11 @@ class Run:
         """The sites that follow the plan."""
         return frozenset(name for name, answer in self.answers.items() if answer == ACCEPTED)
 
+    @property
+    def refused(self) -> dict[str, str]:
+        """The sites that do not follow the plan, each with the code of its reason."""
+        return {name: answer for name, answer in self.answers.items() if answer not in {"", ACCEPTED}}
+
 
 class Records:
     """The coordinator's database.
@@ -147,8 +152,15 @@ class Records:
 
     def newest(self) -> Run | None:
         """Return the newest run, over or not; None where there is none."""
+        return self._one(sa.select(run).order_by(run.c.id.desc()).limit(1))
+
+    def of(self, version: str) -> Run | None:
+        """Return the run for a version of the model; None where there is none."""
+        return self._one(sa.select(run).where(run.c.version == version))
+
+    def _one(self, query: sa.Select[Any]) -> Run | None:
         with self._database.read() as connection:
-            row = connection.execute(sa.select(run).order_by(run.c.id.desc()).limit(1)).one_or_none()
+            row = connection.execute(query).one_or_none()
             if row is None:
                 return None
             members = connection.execute(sa.select(member).where(member.c.run == row.run)).all()
@@ -166,8 +178,7 @@ class Records:
 
     def has(self, version: str) -> bool:
         """Tell whether there is a run for this version of the model."""
-        with self._database.read() as connection:
-            return connection.execute(sa.select(run.c.id).where(run.c.version == version)).first() is not None
+        return self.of(version) is not None
 
     def answered(self, plan: Plan, name: str, answer: str) -> None:
         """Note what a site said to the plan."""

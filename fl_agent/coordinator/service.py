@@ -15,9 +15,10 @@ from ..courier.local import LocalCourier
 from ..courier.nvflare.courier import NVFlareCourier
 from ..learning.plan import Plan
 from ..learning.propose import Budget, Features, default_descent, propose
+from ..runreport import record
 from .candidate import Publisher
 from .coordinator import Coordinator
-from .records import Records
+from .records import FINISHED, Records, Run
 from .settings import CoordinatorSettings
 
 log = logs.get(__name__)
@@ -30,6 +31,11 @@ def serve(config: Path) -> int:
     ----------
     config : Path
         `CoordinatorSettings`.
+
+    Raises
+    ------
+    ConfigError
+        The hospitals refused the plan (``run-refused``): nothing becomes better by trying it again.
     """
     loaded = settings.read(config, CoordinatorSettings)
     logs.configure("fl-agent coordinator", loaded.log.level)
@@ -43,7 +49,7 @@ def serve(config: Path) -> int:
             identity,
             records,
             courier,
-            loaded.state_dir / "runs",
+            loaded.state_dir / record.RUNS,
             Publisher(store, publisher, loaded.population),
             loaded.timing.timing(),
         )
@@ -51,6 +57,7 @@ def serve(config: Path) -> int:
             made.open(plan_of(loaded))
         log.info("ready", fingerprint=public_hex(identity), model=loaded.run.version)
         status = loops.run({"run": lambda: _step(made, records, stop)}, 1.0, stop)
+        _require_no_refusal(records.of(loaded.run.version))
     finally:
         courier.close()
         records.close()
@@ -79,6 +86,16 @@ def _step(made: Coordinator, records: Records, stop: threading.Event) -> bool:
         # Whoever is away now keeps its reservation until it is told by a later call.
         stop.set()
     return busy
+
+
+def _require_no_refusal(run: Run | None) -> None:
+    if run is not None and run.over not in {"", FINISHED}:
+        said = ", ".join(f"{name} ({code})" for name, code in run.refused.items())
+        raise ConfigError(
+            f"the run for model {run.plan.version} is over, for too few hospitals accepted its plan. It was refused by "
+            f"{said}; the logs of `fl-agent run` there say why. Change [run], and give the model another version",
+            code="run-refused",
+        )
 
 
 def _courier(loaded: CoordinatorSettings) -> Courier:

@@ -37,7 +37,12 @@ class RunSettings(Section):
 
     version: Version = Field(description="version of the model; never used again")
     epsilon: Positive = Field(default=3.0, description="budget of one patient for the whole run")
-    delta: float = Field(default=1e-4, gt=0, lt=1, description="delta; below 1 / patients of every hospital")
+    delta: float = Field(
+        default=1e-5,
+        gt=0,
+        lt=1,
+        description="delta; below 1 / patients of every hospital, and at most what the hospitals judge by",
+    )
     mode: Literal["site", "distributed"] = Field(
         default="distributed", description="who adds the noise: each hospital all of it, or a share"
     )

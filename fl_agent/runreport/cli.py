@@ -13,7 +13,7 @@ from dicom_node.core.errors import ConfigError
 from . import record
 from .live import follow
 
-RunFolder = Annotated[Path, typer.Argument(help="the run's folder at the coordinator, with run.jsonl")]
+RunFolder = Annotated[Path, typer.Argument(help="the coordinator's state_dir, for its newest run, or a run's folder")]
 
 
 def progress(folder: RunFolder) -> None:

@@ -26,6 +26,8 @@ from dicom_node.core.errors import ConfigError, IntegrityError
 
 #: Name of the file in a run's folder.
 FILE: Final = "run.jsonl"
+#: Folder at a coordinator that holds those of its runs.
+RUNS: Final = "runs"
 
 
 @dataclass(frozen=True)
@@ -168,8 +170,19 @@ def append(folder: Path, what: RunRecord | RoundRecord | End) -> None:
         os.fsync(stream.fileno())
 
 
+def newest(folder: Path) -> Path:
+    """Return the folder of the newest run below a coordinator's; any other folder is returned as it is."""
+    found = [path for path in folder.glob(f"{RUNS}/*/{FILE}") if path.is_file()]
+    return max(found, key=lambda path: path.stat().st_mtime).parent if found else folder
+
+
 def read(folder: Path) -> RunRecord:
     """Read a run's record, also while it is being written.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's, or the coordinator's for its newest run.
 
     Raises
     ------
@@ -179,7 +192,7 @@ def read(folder: Path) -> RunRecord:
         A line other than a last one that was cut short is not what `append` writes (``run-record``).
     """
     try:
-        content = (folder / FILE).read_bytes()
+        content = (newest(folder) / FILE).read_bytes()
     except OSError as error:
         raise ConfigError(f"{folder} holds no record of a run: {error.strerror}", code="no-run") from error
     *lines, rest = content.split(b"\n")

@@ -29,6 +29,7 @@ from ..learning.plan import Member, Plan
 from ..learning.server import Training
 from ..learning.site import Examples
 from ..ledger.ledger import Ledger
+from ..runreport import record
 from ..secagg.rounds import RoundLedger
 
 
@@ -148,7 +149,7 @@ class Federation:
             self._coordinator_key,
             self.records,
             self._make_courier({name: partial(self._handle, name) for name in self._sites}),
-            self._folder / "runs",
+            self._folder / record.RUNS,
             self._publisher,
             self._timing,
         )

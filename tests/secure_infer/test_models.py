@@ -211,6 +211,11 @@ def test_an_unknown_version_is_refused(store: ModelStore, version: str) -> None:
         store.verify(version)
 
 
+def test_a_signing_key_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot make the key .*: No such file or directory"):
+        signing_key(tmp_path / "absent" / "key.pem")
+
+
 def test_a_signing_key_is_made_for_its_owner_alone_and_read_back(tmp_path: Path) -> None:
     made = signing_key(tmp_path / "key.pem")
     assert (tmp_path / "key.pem").stat().st_mode & 0o777 == 0o600

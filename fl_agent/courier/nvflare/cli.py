@@ -1,4 +1,4 @@
-"""The commands around the NVFlare courier: `provision`, `relay` and `consortium`."""
+"""The commands around the NVFlare courier: `provision` and `relay`."""
 
 from __future__ import annotations
 
@@ -8,18 +8,12 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from dicom_node.core import cli, settings
+from dicom_node.core import settings
 from dicom_node.core.errors import ConfigError
 
-from . import local, run
+from . import run
 from .consortium import ConsortiumSettings
-from .courier import NVFlareCourier
-from .wire import COORDINATOR
-
-Kits = Annotated[Path, typer.Option(help="Folder that `fl-agent provision` made.", exists=True, file_okay=False)]
-consortium = cli.new_app("Start, stop and look at the relays of a whole consortium on this machine, for trials.")
 
 
 def provision(
@@ -51,29 +45,3 @@ def relay(
 ) -> None:
     """Carry frames between coordinator and hospitals, without a look at data, until stopped."""
     run.run(kit, state, socket, group)
-
-
-@consortium.command()
-def start(kits: Kits) -> None:
-    """Start the relays of all kits and wait until the coordinator reaches its server."""
-    local.start(kits)
-    status(kits)
-
-
-@consortium.command()
-def stop(kits: Kits) -> None:
-    """Stop the relays of all kits."""
-    local.stop(kits)
-    status(kits)
-
-
-@consortium.command()
-def status(kits: Kits) -> None:
-    """Say which relays run, and which hospitals' agents the coordinator reaches."""
-    running = local.running(kits)
-    reached = NVFlareCourier(local.socket(kits, COORDINATOR)).connected() if running[COORDINATOR] else frozenset()
-    table = Table("relay", "process", "agent", title="Consortium on this machine")
-    for name, pid in running.items():
-        agent = "" if name == COORDINATOR else "answers" if name in reached else "away"
-        table.add_row(name, "stopped" if pid is None else f"{pid}", agent)
-    Console().print(table)

@@ -12,7 +12,9 @@ from .local import STATE
 from .wire import COORDINATOR
 
 AUTHORITY: Final = "authority"
-TAKEN: Final = frozenset({COORDINATOR, AUTHORITY, STATE, "server"})
+#: Folder beside the kits for what a trial gives their owners.
+OWNERS: Final = "owners"
+TAKEN: Final = frozenset({COORDINATOR, AUTHORITY, STATE, OWNERS, "server"})
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
 Host = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*$")

@@ -153,6 +153,9 @@ def test_a_run_that_too_many_refuse_ends_with_their_reason(memory: Path) -> None
             agent._rules = agent._rules.__class__(rules, agent._rules.privacy)
         made.coordinator.open(plan(made))
         assert finish(made) == "cohort-too-small"
+        ended = made.records.newest()
+        assert ended is not None
+        assert ended.refused == {"site-0": "cohort-too-small", "site-1": "cohort-too-small"}
         assert reserved(made, "site-2") == {}  # told of the end: all comes back
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,15 @@ def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(b'{"kind":"ru')
     with pytest.raises(ConfigError, match="has not begun"):
         record.read(tmp_path)
+
+
+def test_a_coordinators_folder_stands_for_its_newest_run(tmp_path: Path) -> None:
+    for number, run in enumerate(("first", "second")):
+        (tmp_path / record.RUNS / run).mkdir(parents=True)
+        record.append(tmp_path / record.RUNS / run, dataclasses.replace(a_run(), model=run))
+        os.utime(tmp_path / record.RUNS / run / FILE, (number, number))
+    assert record.read(tmp_path).model == "second"
+    assert record.read(tmp_path / record.RUNS / "first").model == "first"
 
 
 def test_a_number_that_is_none_is_not_recorded(tmp_path: Path) -> None:
