@@ -8,7 +8,8 @@ anywhere: the round is lost to it, and the next one finds it ready.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -33,6 +34,13 @@ from .rules import Rules
 from .runs import Runs
 
 log = logs.get(__name__)
+#: What is ready and has not been sent yet where a test kills the process, by the stage it is in then.
+ANSWERED: Final[Mapping[Stage, failpoint.Place]] = {
+    Stage.SHARE_KEYS: "agent-shared",
+    Stage.MASKED_INPUT_COLLECTION: "agent-masked",
+    Stage.CONSISTENCY_CHECK: "agent-confirmed",
+    Stage.DONE: "agent-unmasked",
+}
 
 
 class Agent:
@@ -102,7 +110,8 @@ class Agent:
             sent = self._client.handle(frame)
             if self._client.stage is Stage.INPUT:
                 sent = self._client.contribute(self._contribution(self._client.header, *self._round))
-                failpoint.reach("agent-masked")
+            if self._client.stage in ANSWERED:
+                failpoint.reach(ANSWERED[self._client.stage])
         except Exception as error:
             # What went wrong may have to do with the data: it stays here, and the coordinator learns that we left.
             log.warning("training-round-failed", **logs.describe(error))

@@ -119,22 +119,23 @@ class Coordinator:
         return True
 
     def _propose(self, current: Run) -> bool:
-        """Bring the plan to connected sites that have not answered; return whether to look again before a round."""
-        asked = self._courier.connected() & {name for name, answer in current.answers.items() if not answer}
-        asked = frozenset(self._patience.asked(asked, current.number + 1))
-        joining = not current.number and self._clock() < current.at + self._timing.joining
-        if not asked:
-            missing = any(not answer for answer in current.answers.values())
-            if joining and missing:
-                raise Unavailable("some sites have not answered to the plan yet", code="joining")
-            self._require_enough(current, current.accepted)
-            return False
-        envelope = Envelope(Kind.PLAN, bytes.fromhex(current.plan.run), current.plan.content)
+        """Bring the plan to connected sites that have not answered; return whether one did."""
+        waiting = self._courier.connected() & {name for name, answer in current.answers.items() if not answer}
+        # Rests are counted in rounds: where there can be none without these sites, they would never end.
+        rested = len(current.accepted) >= self._needed(current.plan)
+        asked = self._patience.asked(waiting, current.number + 1) if rested else waiting
         left = current.at + self._timing.joining - self._clock()
+        joining = not current.number and left > 0
+        envelope = Envelope(Kind.PLAN, bytes.fromhex(current.plan.run), current.plan.content)
         answers = self._ask(current, asked, envelope, left if joining else self._timing.probe)
         for name, code in answers:
             self._records.answered(current.plan, name, code or ACCEPTED)
-        return joining or bool(answers)
+        if answers:
+            return True
+        if joining and not all(current.answers.values()):
+            raise Unavailable("some sites have not answered to the plan yet", code="joining")
+        self._require_enough(current, current.accepted)
+        return False
 
     def _require_enough(self, current: Run, sites: Collection[str]) -> None:
         """Make sure that a cohort of these sites has terms."""

@@ -17,10 +17,13 @@ from dicom_node.core.errors import Unavailable
 from dicom_node.core.training_settings import PrivacySettings
 from fl_agent.coordinator.patience import Timing
 from fl_agent.courier.courier import Handler
+from fl_agent.learning import envelope as wire
 from fl_agent.learning.plan import Plan
 from fl_agent.learning.propose import Budget, Features, default_descent, propose
 from fl_agent.learning.site import Examples
 from fl_agent.ledger.entries import State
+from fl_agent.ledger.ledger import Ledger
+from fl_agent.secagg.frames import open_frame
 from fl_agent.simulate.federation import Federation
 from tests.fl_agent.learning.hospitals import CHANNELS, examples
 
@@ -29,6 +32,15 @@ PRIVACY = PrivacySettings(epsilon=8.0, delta=1e-3)
 
 class Killed(BaseException):
     """What stands for SIGKILL: nothing catches it, so whatever is not on the disk is gone."""
+
+
+#: What the coordinator sends to a site in a round, in order, as `kind` names it.
+STAGES = ("ROUND", "KeyList", "CiphertextList", "SurvivorList", "SignatureList")
+
+
+def kind(frame: bytes) -> str:
+    """Name what the coordinator sends: an envelope's kind or a message."""
+    return wire.Kind(frame[1]).name if wire.is_envelope(frame) else open_frame(frame).kind.__name__
 
 
 #: Whether a frame to a site is lost; it may also raise, or change the world.
@@ -132,6 +144,11 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, place: str, hits: Collection[int] =
 
 def reserved(made: Federation, name: str) -> dict[str, tuple[State, int]]:
     """State and counted steps of a site's reservations, by what they pay for."""
-    found = [one for one in made.hospitals[name].ledger.entries() if one.counts]
+    return counted(made.hospitals[name].ledger)
+
+
+def counted(ledger: Ledger) -> dict[str, tuple[State, int]]:
+    """State and counted steps of a ledger's reservations, by what they pay for."""
+    found = [one for one in ledger.entries() if one.counts]
     assert len({one.terms.name for one in found}) == len(found), "budget was taken twice for one thing"
     return {one.terms.name: (one.state, one.terms.steps) for one in found}

@@ -73,7 +73,8 @@ def serving(file: Path) -> Iterator[None]:
     given = json.loads(file.read_text())
     folder = Path(given["folder"])
     database = Database(f"sqlite:///{folder / 'site.sqlite3'}")
-    database.migrate()
+    if not database.is_current():
+        database.migrate()
     rounds = RoundLedger(folder / "rounds.sqlite3")
     federation = FederationSettings.model_validate(given["federation"])
     privacy = PrivacySettings(epsilon=8.0, delta=1e-3)

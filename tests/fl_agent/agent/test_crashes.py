@@ -13,8 +13,8 @@ from fl_agent.ledger.entries import State
 from fl_agent.secagg.rounds import RoundLedger
 from tests.fl_agent.federations import federation, finish, kill_at, plan, reserved
 
-PLACES = ["agent-reserved", "agent-accepted", "agent-entered", "agent-begun", "agent-counted", "agent-masked",
-          "agent-settled", "ledger-committed"]  # fmt: skip
+PLACES = ["agent-reserved", "agent-accepted", "agent-entered", "agent-shared", "agent-begun", "agent-counted",
+          "agent-masked", "agent-confirmed", "agent-unmasked", "agent-settled", "ledger-committed"]  # fmt: skip
 
 
 @pytest.mark.parametrize(

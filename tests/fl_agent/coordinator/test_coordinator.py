@@ -13,25 +13,17 @@ from dicom_node.core.errors import ConfigError, Unavailable
 from dicom_node.core.settings import Population
 from fl_agent.coordinator.candidate import Publisher
 from fl_agent.coordinator.records import Records
-from fl_agent.learning import envelope as wire
 from fl_agent.learning import server, site
 from fl_agent.ledger.entries import State
 from fl_agent.runreport import record
-from fl_agent.secagg.frames import open_frame
 from fl_agent.secagg.server import Server
 from secure_infer.models import ModelStore, public_hex
 from secure_infer.network import Trunk
-from tests.fl_agent.federations import Killed, federation, finish, kill_at, plan, reserved
+from tests.fl_agent.federations import STAGES, Killed, federation, finish, kill_at, kind, plan, reserved
 from tests.fl_agent.learning.hospitals import identity
 
 PLACES = ["coordinator-opened", "coordinator-numbered", "coordinator-summed", "coordinator-recorded",
           "coordinator-stored", "coordinator-published"]  # fmt: skip
-#: What the coordinator sends to a site, in order.
-STAGES = ["ROUND", "KeyList", "CiphertextList", "SurvivorList", "SignatureList"]
-
-
-def kind(frame: bytes) -> str:
-    return wire.Kind(frame[1]).name if wire.is_envelope(frame) else open_frame(frame).kind.__name__
 
 
 def test_a_run_ends_with_what_the_sites_sum_to(memory: Path) -> None:
@@ -125,6 +117,21 @@ def test_a_site_that_is_away_costs_nothing_and_joins_later(memory: Path) -> None
         assert finish(made) == "finished"
         assert [count for _, _, count in made.records.events(agreed)] == [3, 3, 4, 4, 4]
         assert made.waited == []
+
+
+def test_a_site_that_keeps_dying_while_it_joins_is_asked_until_it_answers(memory: Path) -> None:
+    asked: list[str] = []
+
+    def lost(name: str, frame: bytes) -> bool:
+        if name == "site-1" and kind(frame) == "PLAN":
+            asked.append(name)
+            return len(asked) < 5
+        return False
+
+    with federation(memory, 3, lost) as made:
+        made.coordinator.open(plan(made, rounds=2))
+        assert finish(made) == "finished"
+        assert len(asked) == 5
 
 
 def test_a_round_below_the_threshold_is_repeated_under_a_new_number(memory: Path) -> None:
