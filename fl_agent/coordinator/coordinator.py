@@ -249,10 +249,10 @@ class Coordinator:
             return
         descent = plan.descent
         chosen = {
-            "rounds": str(descent.rounds), "sampling rate": f"{descent.sampling_rate:g}", "clip": f"{descent.clip:g}",
-            "learning rate": f"{descent.learning_rate:g}", "momentum": f"{descent.momentum:g}",
-            "noise multiplier": f"{descent.noise_multiplier:g}", "local steps": str(descent.local_steps),
-            "honest hospitals": str(plan.honest), "plan": plan.digest.hex(),
+            "rounds of the descent": str(descent.rounds), "sampling rate": f"{descent.sampling_rate:g}",
+            "clip": f"{descent.clip:g}", "learning rate": f"{descent.learning_rate:g}",
+            "momentum": f"{descent.momentum:g}", "noise multiplier": f"{descent.noise_multiplier:g}",
+            "local steps": str(descent.local_steps), "honest hospitals": str(plan.honest), "plan": plan.digest.hex(),
         }  # fmt: skip
         record.append(
             self.folder(plan),

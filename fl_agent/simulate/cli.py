@@ -60,7 +60,9 @@ def _table(figures: dict[str, Any]) -> Table:
     table.add_row("delta", f"{figures['delta']:g}")
     for name, value in figures["validation"].items():
         table.add_row(f"validation: {name}", f"{value:.3f}")
-    for name in ("bytes_up", "bytes_down", "seconds_per_round", "seconds"):
-        if name in figures:
-            table.add_row(name.replace("_", " "), f"{figures[name]:,.3g}" if "sec" in name else f"{figures[name]:,}")
+    if "by_site" in figures:
+        table.add_row("most bytes from a site in a round", f"{figures['bytes_up']:,}")
+        table.add_row("most bytes to a site in a round", f"{figures['bytes_down']:,}")
+        table.add_row("mean seconds per round", f"{figures['seconds_per_round']:.2f}")
+    table.add_row("seconds, without features", f"{figures['seconds']:.1f}")
     return table

@@ -23,7 +23,7 @@ from ..learning.plan import Member, Plan
 from ..learning.propose import Budget, default_descent, propose
 from ..learning.site import Examples
 from ..learning.terms import epsilons
-from ..runreport import record
+from ..runreport import record, wording
 from . import arithmetic
 from .data import Divided, drawn, kermany
 from .federation import Federation, public
@@ -92,13 +92,18 @@ def _through_frames(
     with Federation(folder, divided.sites, privacy) as federation:
         plan = _plan(divided, federation.members, budget, rounds, local_steps)
         training = federation.run(plan, lambda done, sums: progress("secure sums", done, sums))
-        found = record.read(federation.coordinator.folder(plan)).rounds
+        recorded = record.read(federation.coordinator.folder(plan))
+    found, sums = recorded.rounds, wording.totals(recorded)
     traffic = {
         way: max(max(one.values()) for one in (getattr(each, way) for each in found))
         for way in ("bytes_up", "bytes_down")
     }
     figures = {
         **traffic,
+        "by_site": {
+            name: {"epsilon_alone": found[-1].epsilon[name], "bytes_up": sums.up[name], "bytes_down": sums.down[name]}
+            for name in recorded.sites
+        },
         "seconds_per_round": sum(one.seconds for one in found) / len(found),
         "loss": [one.loss for one in found if one.loss is not None],
         "noised_auc": [one.metrics["auc"] for one in found if "auc" in one.metrics],

@@ -31,6 +31,13 @@ def page() -> str:
     return render(FORTY)
 
 
+@pytest.fixture(scope="module")
+def wide_page() -> str:
+    """What a browser has to find room for: eight tiles, one of 59 min 20 s, and a plan's hash."""
+    rounds = (dataclasses.replace(one, seconds=89.0, metrics={**one.metrics, "accuracy": 0.8}) for one in FORTY.rounds)
+    return render(dataclasses.replace(FORTY, rounds=tuple(rounds), settings={"plan": "5f" * 32}))
+
+
 class Links(HTMLParser):
     """Everything that a browser would load or run."""
 
@@ -154,7 +161,9 @@ def test_figures_are_written_for_people(written: str, said: str) -> None:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian package chromium)")
-def test_a_browser_shows_every_picture_asks_nobody_and_needs_no_sideways_scrolling(page: str, tmp_path: Path) -> None:
+def test_a_browser_shows_every_picture_asks_nobody_and_needs_no_sideways_scrolling(
+    page: str, wide_page: str, tmp_path: Path
+) -> None:
     path = tmp_path / "run.html"
     path.write_text(page, encoding="utf-8")
     with sync_playwright() as playwright:
@@ -169,4 +178,10 @@ def test_a_browser_shows_every_picture_asks_nobody_and_needs_no_sideways_scrolli
         for width in (1280, 390):
             tab.set_viewport_size({"width": width, "height": 900})
             assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        path.write_text(wide_page, encoding="utf-8")
+        tab.reload()
+        for width in (1280, 1100, 390):
+            tab.set_viewport_size({"width": width, "height": 900})
+            boxes = "Array.from(document.querySelectorAll('.tiles div, .sheet:has(.settings)'))"
+            assert tab.evaluate(f"{boxes}.every(one => one.scrollWidth <= one.clientWidth)"), width
         browser.close()

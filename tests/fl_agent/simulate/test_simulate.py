@@ -30,6 +30,11 @@ def test_one_command_runs_a_federation(memory: Path, options: list[str]) -> None
     assert sorted(figures["patients"].values()) == [250, 500, 750]
     assert figures["validation"]["auc_pneumonia"] > 0.8
     assert len(figures["loss"]) == 3
+    if "--secagg" in options:  # four sums: one more than rounds, of the mean feature
+        assert sorted(figures["by_site"]) == sorted(figures["patients"])
+        for one in figures["by_site"].values():
+            assert one["epsilon_alone"] == pytest.approx(figures["epsilon_alone"])
+            assert figures["bytes_up"] < one["bytes_up"] <= 4 * figures["bytes_up"]
 
 
 def test_frames_carry_the_same_numbers_as_bare_sums(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
