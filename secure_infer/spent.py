@@ -1,8 +1,8 @@
 """Which bundles are spent: a small SQLite file in which a mark survives a power cut before `spend` returns.
 
 A bundle used twice would reveal the difference of two images, so each side keeps its own marks and trusts nobody
-else's. Marks are never removed: one takes about 100 bytes. What a peer may still ask stands in the same transaction,
-so that neither a crash nor a restart gives it more.
+else's. Marks are never removed: one takes about 150 bytes of the disk, and memory keeps a fixed number of pages. What a
+peer may still ask stands in the same transaction, so that neither a crash nor a restart gives it more.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,8 @@ class Database:
     ----------
     url : str
         SQLAlchemy URL.
+    cache_kib : int
+        Memory in which SQLite keeps pages, for each connection; however long the records, it takes no more.
 
     Notes
     -----
@@ -213,11 +216,11 @@ class Database:
     writes would otherwise fail at once, without waiting, when another process wrote in between.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, cache_kib: int = 2000) -> None:
         self.is_sqlite = url.startswith("sqlite")
         if self.is_sqlite:
             self.engine = sa.create_engine(url, connect_args={"timeout": 30.0, "check_same_thread": False})
-            sa.event.listen(self.engine, "connect", _configure_sqlite)
+            sa.event.listen(self.engine, "connect", partial(_configure_sqlite, cache_kib))
             sa.event.listen(self.engine, "begin", _begin_sqlite)
         else:
             self.engine = sa.create_engine(url, pool_pre_ping=True)
@@ -276,10 +279,11 @@ def _migrations() -> Config:
     return config
 
 
-def _configure_sqlite(connection: Any, _: object) -> None:
+def _configure_sqlite(cache_kib: int, connection: Any, _: object) -> None:
     connection.isolation_level = None  # SQLAlchemy's begin event says BEGIN; the driver must not add its own
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+    cache = f"cache_size={-cache_kib}"  # negative: KiB, not pages
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000", cache):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 

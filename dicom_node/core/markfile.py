@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
+from typing import Final
+
+#: Memory in which SQLite keeps pages of a file that grows all night and is asked for little more than its newest rows.
+#: Left alone it would take 2,000 KiB in the course of the night, and save no measurable time.
+CACHE_KIB: Final = 128
 
 
 def opened(path: Path, *schema: str) -> sqlite3.Connection:
@@ -28,6 +33,9 @@ def opened(path: Path, *schema: str) -> sqlite3.Connection:
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     connection = sqlite3.connect(path, timeout=30.0, isolation_level=None, check_same_thread=False)
-    for statement in ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", *schema):  # FULL: fsync at each commit
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")  # fsync at each commit
+    connection.execute(f"PRAGMA cache_size = {-CACHE_KIB}")  # negative: KiB, not pages
+    for statement in schema:
         connection.execute(statement)
     return connection

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dicom_node.core import audit, logs
+from dicom_node.core import audit, logs, markfile
 from dicom_node.core.audit import Event, Outcome, Record
 from dicom_node.core.database import Database
 from dicom_node.core.errors import ConfigError
@@ -42,7 +42,7 @@ class Trail:
         self._actor = actor
         self._clock = clock
         self._lock = threading.Lock()  # SQLite has one writer: threads that wait here hold no connection
-        self._database = Database(f"sqlite:///{path}")
+        self._database = Database(f"sqlite:///{path}", cache_kib=markfile.CACHE_KIB)
         self._database.migrate()
 
     def started(self) -> tuple[int, str]:

@@ -1,94 +1,110 @@
 """A night's worth of queries in a row, by three processes on mTLS over loopback: does memory or a handle grow?
 
-Run: ``python -m tests.bench.soak --json FILE [--queries N]``, or ``make campaign``. The hospital is this process. Each
-role's resident memory and open file descriptors are read between queries; growth is the slope of a straight line
-through the second half of the samples, so that what is loaded once does not count.
+Run: ``python -m tests.bench.soak --json FILE [--queries N]``, or ``make campaign``. The hospital is this process. What
+each role holds is read between queries; growth is the slope of a straight line through the second half of the samples,
+so that what is loaded once does not count.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from secure_infer.dealt import DealtEngine
 from tests.bench import figures
 from tests.secure_infer.small_model import publish
 from tests.secure_infer.small_network import every_kind
-from tests.system.roles import Roles
+from tests.system import holdings
+from tests.system.holdings import Holdings
+from tests.system.roles import Roles, wait_for_bundles
 
-ROLES: Final = ("hospital", "party", "dealer")
-#: Samples of one run.
-SAMPLES: Final = 50
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One role after so many queries: resident memory in KiB, and open file descriptors."""
-
-    queries: int
-    rss_kib: float
-    handles: int
+#: Looks at each role in one run.
+SAMPLES: Final = 40
+NAMES: Final = tuple(one.name for one in fields(Holdings))
+Look = Callable[[], Holdings]
 
 
 @dataclass(frozen=True)
-class Growth:
-    """What a role takes more for each query, in the second half of a run."""
+class Samples:
+    """What one role held, look after look.
 
-    rss_kib_per_query: float
-    handles_per_query: float
+    Attributes
+    ----------
+    asked : ndarray, shape (looks,)
+        Queries so far.
+    held : ndarray, shape (looks, len(NAMES))
+        The fields of `Holdings`. The arrays are made beforehand: a list that grows would count as the hospital's.
+    """
 
+    asked: NDArray[np.float64]
+    held: NDArray[np.float64]
 
-def look(pid: int, queries: int) -> Sample:
-    """Read a process's memory and handles."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return Sample(queries, pages * os.sysconf("SC_PAGE_SIZE") / 1024, len(list(Path(f"/proc/{pid}/fd").iterdir())))
-
-
-def growth(samples: list[Sample]) -> Growth:
-    """Fit a straight line to the second half."""
-    half = samples[len(samples) // 2 :]
-    x = [one.queries for one in half]
-    rss, handles = (np.polyfit(x, y, 1)[0] for y in ([one.rss_kib for one in half], [one.handles for one in half]))
-    return Growth(float(rss), float(handles))
+    @property
+    def growth(self) -> dict[str, float]:
+        """Fit a straight line to the second half: what the role takes more of everything for each query."""
+        half = slice(len(self.asked) // 2, None)
+        return dict(zip(NAMES, np.polyfit(self.asked[half], self.held[half], 1)[0].tolist(), strict=True))
 
 
 @contextmanager
-def services(folder: Path, prefetch: int = 2) -> Iterator[tuple[dict[str, int], DealtEngine, tuple[int, ...]]]:
-    """Party, dealer and an engine for a small network; their process numbers, and the input's shape."""
+def services(folder: Path, prefetch: int = 2) -> Iterator[tuple[dict[str, Look], DealtEngine, tuple[int, ...]]]:
+    """Party, dealer and an engine for a small network; how to look at each of the three, and the input's shape."""
     roles = Roles(folder, daily_quota=10**9)
     made = every_kind()
     card = publish(roles.models, made, version="network")
     try:
         roles.start()
         engine = roles.engine(card, prefetch=prefetch)
-        pids = dict(zip(ROLES, (os.getpid(), roles.party.pid, roles.dealer.pid), strict=True))
-        yield pids, engine, made.input_shape
+
+        def hospital() -> Holdings:
+            wait_for_bundles(engine, prefetch)  # all three at rest: what is under way is not kept
+            return holdings.take()
+
+        looks: dict[str, Look] = {
+            "hospital": hospital,
+            "party": lambda: roles.holdings("party"),
+            "dealer": lambda: roles.holdings("dealer"),
+        }
+        yield looks, engine, made.input_shape
         engine.close()
     finally:
         roles.stop()
 
 
 def run(
-    pids: dict[str, int], ask: Callable[[int], object], queries: int, samples: int = SAMPLES
-) -> dict[str, list[Sample]]:
-    """Ask so often, and look at these processes on the way."""
-    found: dict[str, list[Sample]] = {role: [] for role in pids}
-    every = max(1, queries // samples)
-    for number in range(1, queries + 1):
-        ask(number)
-        if number % every == 0:
-            for role, pid in pids.items():
-                found[role].append(look(pid, number))
+    looks: Mapping[str, Look], ask: Callable[[int], object], queries: int, samples: int = SAMPLES
+) -> dict[str, Samples]:
+    """Ask so often, and look at each process on the way."""
+    asked = np.linspace(0, queries, min(samples, queries) + 1).round()[1:]
+    found = {role: Samples(asked, np.zeros((len(asked), len(NAMES)))) for role in looks}
+    number = 0
+    for at, until in enumerate(asked):
+        while number < until:
+            number += 1
+            ask(number)
+        for role, look in looks.items():
+            found[role].held[at] = astuple(look())
     return found
+
+
+def told(found: Mapping[str, Samples]) -> dict[str, float]:
+    """Name the figures of a run: of each role and holding the first, the last and what it grows for each query."""
+    named: dict[str, float] = {}
+    for role, samples in found.items():
+        for name, first, last in zip(NAMES, samples.held[0].tolist(), samples.held[-1].tolist(), strict=True):
+            named[f"soak_{role}_{name}_first"] = round(first, 1)
+            named[f"soak_{role}_{name}_last"] = round(last, 1)
+            named[f"soak_{role}_{name}_per_query"] = round(samples.growth[name], 4)
+    return named
 
 
 def main() -> None:
@@ -96,22 +112,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--queries", type=int, default=2000)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, services(Path(folder)) as (pids, engine, shape):
+    with tempfile.TemporaryDirectory() as folder, services(Path(folder)) as (looks, engine, shape):
         images = np.random.default_rng(0).uniform(-1, 1, (16, *shape))
         started = time.perf_counter()
-        found = run(pids, lambda number: engine.infer(images[number % 16]), arguments.queries)
+        found = run(looks, lambda number: engine.infer(images[number % 16]), arguments.queries)
         seconds = time.perf_counter() - started
-    told = {"soak_queries": float(arguments.queries), "soak_seconds": round(seconds, 1)}
-    for role, samples in found.items():
-        grown = growth(samples)
-        told[f"soak_{role}_rss_mb_first"] = round(samples[0].rss_kib / 1024, 1)
-        told[f"soak_{role}_rss_mb_last"] = round(samples[-1].rss_kib / 1024, 1)
-        told[f"soak_{role}_rss_kib_per_query"] = round(grown.rss_kib_per_query, 3)
-        told[f"soak_{role}_handles_first"] = samples[0].handles
-        told[f"soak_{role}_handles_last"] = samples[-1].handles
-        told[f"soak_{role}_handles_per_query"] = round(grown.handles_per_query, 5)
-    figures.write(arguments.json, told, {})
-    for name, value in told.items():
+    named = {"soak_queries": float(arguments.queries), "soak_seconds": round(seconds, 1), **told(found)}
+    figures.write(arguments.json, named, {})
+    for name, value in named.items():
         print(f"{name:<40} {value:g}")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -13,8 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dicom_node.core import markfile
 from dicom_node.core.errors import ProtocolError, Unavailable
 from secure_infer.spent import Allowance, SpentLedger
+from tests.system import holdings
 
 ONE, TWO, PEER, OTHER = b"1" * 16, b"2" * 16, b"p" * 32, b"o" * 32
 
@@ -50,6 +54,27 @@ def test_every_mark_is_forced_to_the_disk(tmp_path):
     assert ledger._connection.execute("PRAGMA synchronous").fetchone() == (2,)
     assert ledger._connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     ledger.close()
+
+
+def test_memory_holds_a_few_pages_of_the_marks_however_many_there_are(tmp_path):
+    path = tmp_path / "spent.sqlite3"
+    SpentLedger(path).close()
+    taken = []
+    with contextlib.closing(sqlite3.connect(path)) as alone:
+        marks = ((number.to_bytes(16, "big"), PEER, 1.0) for number in range(40_000))
+        alone.executemany("INSERT INTO spent VALUES (?, ?, ?)", marks)
+        alone.commit()
+    ledger = SpentLedger(path)
+    with contextlib.closing(sqlite3.connect(path)) as alone:
+        count = lambda: alone.execute("SELECT count(*) FROM spent WHERE peer = ? AND at > 0", (PEER,))  # noqa: E731
+        for reads in (lambda: ledger.left(PEER, 1.0, Allowance(1, 1.0, 1)), lambda: count().fetchone()):
+            before = holdings.take().sqlite_kib
+            reads()
+            taken.append(holdings.take().sqlite_kib - before)
+    ledger.close()
+    if not any(taken):
+        pytest.skip("this Python has SQLite built in: it cannot be asked for its memory")
+    assert taken[0] < 2 * markfile.CACHE_KIB < 1000 < taken[1]  # the second: what SQLite takes if left alone
 
 
 def test_of_many_who_spend_one_bundle_at_once_one_succeeds(tmp_path):

@@ -30,6 +30,7 @@ from secure_infer.protocol.plan import Plan
 from secure_infer.protocol.prg import Context
 from secure_infer.transport.channel import Channel
 from tests.secure_infer.small_model import PUBLISHER_HEX, head, publish
+from tests.system import holdings
 
 #: The default model's head, and the same head for hospitals that shall see no map.
 MAP = head(1280, 3, side=7, fraction=20, output=4096.0)
@@ -106,6 +107,11 @@ class Roles:
     def trail(self, role: str) -> Path:
         """The audit trail of a service."""
         return self.folder / role / "audit.sqlite3"
+
+    def holdings(self, role: str) -> holdings.Holdings:
+        """Look at what a service holds."""
+        pid = self.dealer.pid if role == "dealer" else self.party.pid
+        return holdings.ask(pid, held(self.settings_file(role)))
 
     def _service(self, role: str, environment: dict[str, str] | None = None, program: str = "") -> Service:
         command = [sys.executable, "-m", "tests.system.roles", program or role, str(self.settings_file(role))]
@@ -219,11 +225,17 @@ def forged(plan: Plan, seed: bytes, context: Context, mask_seed: bytes) -> Itera
         yield bytes(altered)
 
 
+def held(settings: Path) -> Path:
+    """Where a service with these settings tells what it holds."""
+    return settings.with_suffix(".held")
+
+
 def main(role: str, file: str) -> int:
     logs.configure(role)
     if role == "forger":
         protocol.dealer.materials = forged
     if role in ("dealer", "forger", "party"):
+        holdings.tell_on_signal(held(Path(file)))
         return (party if role == "party" else dealer).serve(Path(file))
     given = json.loads(Path(file).read_text())
     card = ModelCard.model_validate_json(Path(given["card"]).read_bytes())

@@ -42,6 +42,13 @@ def test_sqlite_commits_with_a_full_sync_and_a_write_ahead_log(tmp_path) -> None
     database.close()
 
 
+def test_sqlite_keeps_no_more_pages_in_memory_than_it_is_told(tmp_path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'a.sqlite3'}", cache_kib=64)
+    with database.read() as connection:
+        assert connection.exec_driver_sql("PRAGMA cache_size").scalar_one() == -64
+    database.close()
+
+
 def test_an_absent_database_is_unavailable_and_not_a_stack_of_library_errors(tmp_path) -> None:
     database = Database(f"sqlite:///{tmp_path / 'no-such-folder' / 'a.sqlite3'}")
     with pytest.raises(Unavailable), database.read():
