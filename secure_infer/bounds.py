@@ -26,6 +26,7 @@ from .program import (
     Gated,
     GuardLayer,
     Layer,
+    Program,
     ReluLayer,
     SliceLayer,
     SumPoolLayer,
@@ -33,6 +34,7 @@ from .program import (
     positions,
     sources,
 )
+from .protocol.kernels import DIGIT
 from .protocol.plan import Plan
 
 
@@ -91,10 +93,8 @@ def prove(plan: Plan, tensors: Mapping[str, NDArray[np.float64]]) -> dict[str, B
                 raise ConfigError(f"the weights of layer {name} have the wrong shape", code="program-shape")
             found[name] = _weighted(plan, plan.weighted[name], weight, np.abs(bias) + unit, before)
         elif isinstance(layer, Gated):
-            ceiling = (isinstance(layer, ReluLayer) and layer.ceiling) or 0.0
-            # The values just below 2^(n-2) are the ones that a ReLU may take for negative.
-            room = 2.0 ** (ring.bits - 2) - 2.0**layer.shift
-            _require((before.largest + ceiling) * 2.0 ** plan.fractions[given[0]] < room, name)
+            ceiling = _ceiling(layer)
+            _require(_fits(layer, plan.gates[name].bits, before, plan), name)
             after = before.plus(Bound.of(size, unit), size)
             if ceiling:
                 after = Bound.of(size, min(after.largest, ceiling + unit), after.total, after.norm)
@@ -123,6 +123,41 @@ def prove(plan: Plan, tensors: Mapping[str, NDArray[np.float64]]) -> dict[str, B
     fraction = plan.fractions[program.output]
     _require(found[program.output].largest < 2.0 ** (ring.bits - 1 - fraction), program.output)
     return found
+
+
+def narrowed(plan: Plan, bounds: Mapping[str, Bound]) -> Program:
+    """Let every ReLU open and compare no more bits than its input can have, which changes no result.
+
+    Parameters
+    ----------
+    plan : Plan
+    bounds : mapping of str to Bound
+        From `prove`.
+
+    Returns
+    -------
+    Program
+        Bits are counted in whole digits: a public program tells no more of a bound than it must.
+    """
+
+    def layer_of(layer: Layer) -> Layer:
+        if not isinstance(layer, ReluLayer):
+            return layer
+        widths = range(layer.shift + 2 + DIGIT, plan.ring.bits, DIGIT)
+        enough = (one for one in widths if _fits(layer, one, bounds[layer.source], plan))
+        return layer.model_copy(update={"bits": next(enough, None)})
+
+    return plan.program.model_copy(update={"layers": tuple(map(layer_of, plan.program.layers))})
+
+
+def _ceiling(layer: Gated) -> float:
+    return (isinstance(layer, ReluLayer) and layer.ceiling) or 0.0
+
+
+def _fits(layer: Gated, bits: int, given: Bound, plan: Plan) -> bool:
+    """Tell whether a gate of some bits can take what is given; just below 2^(bits-2), a ReLU may see a negative."""
+    room = 2.0 ** (bits - 2) - 2.0**layer.shift
+    return (given.largest + _ceiling(layer)) * 2.0 ** plan.fractions[layer.source] < room
 
 
 def _weighted(

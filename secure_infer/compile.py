@@ -20,7 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dicom_node.core.errors import ConfigError
 
-from .bounds import prove
+from .bounds import narrowed, prove
 from .clear import evaluate
 from .lowering import Lowering, unsupported
 from .networks import plain
@@ -194,7 +194,7 @@ def _proven(compiled: Compiled) -> Compiled:
     program = compiled.program
     plan = Plan(program)
     try:
-        largest = prove(plan, compiled.weights)[program.output].largest
+        bounds = prove(plan, compiled.weights)
     except ConfigError as error:
         if error.code != "ring-overflow":
             raise
@@ -202,7 +202,8 @@ def _proven(compiled: Compiled) -> Compiled:
         raise ConfigError(f"{error}: {advice}", code=error.code) from error
     # Half of what the ring holds, at most: so much is left beyond which an opened output tells of a fault.
     most = 2.0 ** (program.ring_bits - 2 - plan.fractions[program.output])
-    return Compiled(_changed(program, {"output_bound": min(largest, most * (1 - 2.0**-20))}), compiled.weights)
+    bound = min(bounds[program.output].largest, most * (1 - 2.0**-20))
+    return Compiled(_changed(narrowed(plan, bounds), {"output_bound": bound}), compiled.weights)
 
 
 def _changed(program: Program, changes: dict[str, Any]) -> Program:

@@ -1,7 +1,7 @@
 """Gates on secret-shared values, with tables from the dealer: ReLU (or ReLU6) with truncation, and truncation alone.
 
-The value y, -2^(n-2) <= y < 2^(n-2) - 2^t, is opened as m = y + 2^(n-2) + R, R = R0 + R1, where
-no party knows both masks. Then::
+The value y, -2^(n-2) <= y < 2^(n-2) - 2^t, is opened as m = y + 2^(n-2) + R modulo 2^n, R = R0 + R1, where no party
+knows both masks. The lowest n bits of a ring's shares are shares modulo 2^n, so n may be less than the ring's. Then::
 
     y >> t     =  (m >> t) - 2^(n-2-t) - (R >> t) + 2^(n-t)·R_top·(1 - m_top)         one too large, or exact
     [y >= 0]   =  bit n-2 of m  xor  bit n-2 of R  xor  [m_low < R_low]
@@ -69,16 +69,26 @@ class _Gate:
     shift: int
     size: int
 
+    @property
+    def bits(self) -> int:
+        """Lowest bits of the input's shares that are opened, n above."""
+        return self.ring.bits
+
     def cover(self, number: int, bundle: Prg, shape: tuple[int, ...]) -> Words:
         """Expand R0 + 2^(n-2), which party 0 adds to its share of the input."""
-        offset = np.dtype(f"u{self.ring.width}").type(1 << (self.ring.bits - 2))
+        offset = np.dtype(f"u{self.ring.width}").type(1 << (self.bits - 2))
         covered: Words = bundle.words(Label.GATE_MASK, number, shape, self.ring) + offset
         return covered
 
     def _masks(self, number: int, bundle: Prg, party: Prg) -> Words:
         ours = bundle.words(Label.GATE_MASK, number, (self.size,), self.ring)
-        found: Words = ours + party.words(Label.PARTY_GATE_MASK, number, (self.size,), self.ring)
-        return found
+        return self.reduced(ours + party.words(Label.PARTY_GATE_MASK, number, (self.size,), self.ring))
+
+    def reduced(self, words: Words) -> Words:
+        """Take elements of the ring modulo 2^bits, in place."""
+        if self.bits < self.ring.bits:
+            words &= words.dtype.type((1 << self.bits) - 1)
+        return words
 
 
 @dataclass(frozen=True)
@@ -88,27 +98,37 @@ class Tables:
     hot: kernels.Array
     joins: kernels.Array
     words: Words
-    products: kernels.Array
     wraps: kernels.Array
+    products: kernels.Array
 
 
 @dataclass(frozen=True)
 class ReluGate(_Gate):
     """The gate for ReLU; with a `ceiling`, in units of the result, for what ReLU6 is.
 
+    `needed` bits are opened and compared where the input is proven to need no more; all of the ring's where it is 0.
+
     Raises
     ------
     ConfigError
-        More bits would have to be compared than the tables hold (``gate-shift``): 64-bit rings shift by 26 at least.
+        More bits would have to be compared than the tables hold (``gate-shift``): whole 64-bit rings shift by 26 at
+        least.
     """
 
     ceiling: int = 0
+    needed: int = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.shift <= 30 or not 1 <= self.digits <= kernels.MOST_DIGITS:
+        if not 1 <= self.shift <= 30 or not 1 <= self.digits <= kernels.MOST_DIGITS or self.bits > self.ring.bits:
             raise ConfigError(
-                f"a ring of {self.ring.bits} bits has no gate for a shift of {self.shift}", code="gate-shift"
+                f"a ring of {self.ring.bits} bits has no gate of {self.bits} bits for a shift of {self.shift}",
+                code="gate-shift",
             )
+
+    @property
+    def bits(self) -> int:
+        """Lowest bits of the input's shares that are opened."""
+        return self.needed or self.ring.bits
 
     @property
     def comparisons(self) -> int:
@@ -118,17 +138,17 @@ class ReluGate(_Gate):
     @property
     def digits(self) -> int:
         """Digits that are compared."""
-        return -(-(self.ring.bits - 2 - self.shift) // kernels.DIGIT)
+        return -(-(self.bits - 2 - self.shift) // kernels.DIGIT)
 
     @property
     def low(self) -> int:
         """The lowest bit of m that counts; party 0 never sees those below."""
-        return self.ring.bits - 2 - kernels.DIGIT * self.digits
+        return self.bits - 2 - kernels.DIGIT * self.digits
 
     @property
     def seen_bits(self) -> int:
         """Bits of m that party 0 sees."""
-        return self.ring.bits - self.low
+        return self.bits - self.low
 
     @property
     def joined_bits(self) -> int:
@@ -136,10 +156,14 @@ class ReluGate(_Gate):
         return 2 * (self.digits - 1) * self.comparisons
 
     @property
+    def wrap_bytes(self) -> int:
+        """Length of a share of a top bit, which counts 2^(n-t) modulo the ring."""
+        return 4 if self.ring.bits - self.bits + self.shift <= 32 else 8
+
+    @property
     def table_bytes(self) -> int:
         """Length of one party's tables."""
-        words = (2 + self.comparisons) * self.ring.width
-        return self.size * (8 * self.digits + 8 * self.comparisons + words + 4 * self.comparisons + 8)
+        return _layout(self)[-1][2]
 
     material = table_bytes
 
@@ -161,7 +185,7 @@ class ReluGate(_Gate):
         bits = bits.reshape(self.comparisons, self.size)
         _, less, subsets = _tables(self.digits)
         kernels.deal(
-            mask, bits, to.hot, to.joins, to.products, to.words, to.wraps, subsets, less, self.ring.bits, self.shift
+            mask, bits, to.hot, to.joins, to.products, to.words, to.wraps, subsets, less, self.bits, self.shift
         )
         return block
 
@@ -169,7 +193,7 @@ class ReluGate(_Gate):
         """Compute a party's shares of the masked bits, and of 'less' for the highest digit, which it keeps."""
         masked, highest = np.empty(self.size, np.uint32), np.empty((self.comparisons, self.size), np.uint8)
         kernels.compare(
-            opened, self.ceiling << self.shift, tables.hot, tables.joins, tables.products, self.ring.bits, masked,
+            opened, self.ceiling << self.shift, tables.hot, tables.joins, tables.products, self.bits, masked,
             highest,
         )  # fmt: skip
         return masked, highest
@@ -180,16 +204,14 @@ class ReluGate(_Gate):
         equal, less, _ = _tables(self.digits)
         kernels.sign(
             opened, self.ceiling << self.shift, tables.joins, tables.products, bits, highest, equal, less, self.digits,
-            self.ring.bits, party, signs,
+            self.bits, party, signs,
         )  # fmt: skip
         return signs
 
     def select(self, opened: Words, tables: Tables, signs: Bytes, party: int) -> Words:
         """Compute a party's share of the result from the opened masked signs."""
         shares = np.empty(self.size, f"u{self.ring.width}")
-        kernels.select(
-            opened, tables.words, tables.wraps, signs, self.ring.bits, self.shift, self.ceiling, party, shares
-        )
+        kernels.select(opened, tables.words, tables.wraps, signs, self.bits, self.shift, self.ceiling, party, shares)
         return shares
 
 
@@ -262,8 +284,8 @@ Gate = ReluGate | TruncationGate
 def _layout(gate: ReluGate) -> tuple[tuple[np.dtype[Any], int, int], ...]:
     """Lay out the tables of a block: type of each, and where it begins and ends."""
     found, start = [], 0
-    word, each = f"<u{gate.ring.width}", gate.comparisons
-    for name, rows in (("<u8", gate.digits), ("<u8", each), (word, 2 + each), ("<u4", each), ("<u4", 2)):
+    word, wrap, each = f"<u{gate.ring.width}", f"<u{gate.wrap_bytes}", gate.comparisons
+    for name, rows in (("<u8", gate.digits), ("<u8", each), (word, 2 + each), (wrap, 2), ("<u4", each)):
         kind = np.dtype(name)
         found.append((kind, start, start + kind.itemsize * rows * gate.size))
         start = found[-1][2]
@@ -274,9 +296,10 @@ def gate_of(layer: Gated, ring: Ring, size: int, fraction_bits: int) -> Gate:
     """Make the gate of a layer whose result has these fractional bits; errors as the gates'."""
     if isinstance(layer, TruncationLayer):
         return TruncationGate(ring, layer.shift, size)
+    needed = layer.bits or 0
     if layer.ceiling is None:
-        return ReluGate(ring, layer.shift, size)
+        return ReluGate(ring, layer.shift, size, needed=needed)
     ceiling = round(layer.ceiling * 2.0**fraction_bits)
-    if not 1 <= ceiling << layer.shift < 1 << (ring.bits - 2):
+    if not 1 <= ceiling << layer.shift < 1 << ((needed or ring.bits) - 2):
         raise ConfigError(f"the ceiling of layer {layer.name} does not fit its scale", code="gate-shift")
-    return ReluGate(ring, layer.shift, size, ceiling)
+    return ReluGate(ring, layer.shift, size, ceiling, needed)

@@ -258,7 +258,7 @@ class PartySession(Session):
 
     def _shift(self, name: str, share: Words) -> Message:
         gate, number = self._plan.gates[name], self._plan.numbers[name]
-        opened = (self._covered.pop(name) + share).reshape(-1)
+        opened = gate.reduced((self._covered.pop(name) + share).reshape(-1))
         block = np.frombuffer(self._material.pop(name), np.uint8)
         if isinstance(gate, TruncationGate):
             tops, result = gate.truncate(opened, block)

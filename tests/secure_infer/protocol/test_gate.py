@@ -18,14 +18,20 @@ from secure_infer.protocol.packing import pack, unpack
 from secure_infer.protocol.prg import Prg
 from secure_infer.protocol.ring import Ring
 
-RELU = [(64, 26), (64, 27), (64, 30), (32, 1), (32, 10), (32, 12), (32, 16), (32, 29)]
+#: Bits of the ring, bits that the gate opens, shift.
+RELU = [
+    *((64, 64, shift) for shift in (26, 27, 30)),
+    *((32, 32, shift) for shift in (1, 10, 12, 16, 29)),
+    *((64, 52, 26), (64, 58, 26), (64, 34, 26), (64, 33, 30), (64, 41, 12), (64, 14, 1), (32, 24, 10), (32, 30, 16)),
+]
 TRUNCATION = [(64, 1), (64, 26), (64, 32), (64, 33), (64, 61), (32, 1), (32, 10), (32, 29)]
 Keys = tuple[bytes, bytes, bytes]
 
 
 def opened_by_party_1(gate: ReluGate | TruncationGate, values: np.ndarray, keys: list[Prg]) -> np.ndarray:
     covered = values.astype(f"u{gate.ring.width}") + gate.cover(1, keys[0], (gate.size,))
-    return covered + keys[1].words(Label.PARTY_GATE_MASK, 1, (gate.size,), gate.ring)
+    opened = covered + keys[1].words(Label.PARTY_GATE_MASK, 1, (gate.size,), gate.ring)
+    return gate.reduced(opened) if isinstance(gate, ReluGate) else opened
 
 
 def signed(words: np.ndarray) -> np.ndarray:
@@ -81,20 +87,20 @@ def fresh() -> Keys:
     return os.urandom(16), os.urandom(16), os.urandom(16)
 
 
-@pytest.mark.parametrize(("bits", "shift"), RELU)
-def test_over_the_full_range_the_error_of_relu_is_0_or_1(bits, shift):
+@pytest.mark.parametrize(("ring", "bits", "shift"), RELU)
+def test_over_the_full_range_the_error_of_relu_is_0_or_1(ring, bits, shift):
     values = spread(bits, shift, 200_000, seed=bits + shift)
-    found = relu(ReluGate(Ring(bits), shift, len(values)), values, fresh())
+    found = relu(ReluGate(Ring(ring), shift, len(values), needed=bits), values, fresh())
     assert set((found - (np.maximum(values, 0) >> shift)).tolist()) == {0, 1}
     assert (found[values < 0] == 0).all()
 
 
-@pytest.mark.parametrize(("bits", "shift"), RELU)
-def test_over_the_full_range_the_error_below_a_ceiling_is_0_or_1_and_0_above_it(bits, shift):
+@pytest.mark.parametrize(("ring", "bits", "shift"), RELU)
+def test_over_the_full_range_the_error_below_a_ceiling_is_0_or_1_and_0_above_it(ring, bits, shift):
     ceiling = max(1, 3 << (bits - shift) // 2 >> 2)
     top = ceiling << shift
     values = spread(bits, shift, 100_000, seed=bits + shift, around=top)
-    found = relu(ReluGate(Ring(bits), shift, len(values), ceiling), values, fresh())
+    found = relu(ReluGate(Ring(ring), shift, len(values), ceiling, bits), values, fresh())
     wrong = found - (np.clip(values, 0, top) >> shift)
     assert set(wrong.tolist()) == {0, 1}
     assert (found[values < 0] == 0).all()
@@ -112,7 +118,7 @@ def test_over_the_full_range_the_error_of_truncation_is_0_or_1(bits, shift):
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(RELU), st.data(), st.binary(min_size=48, max_size=48), st.booleans())
 def test_any_value_under_any_masks_is_rounded_as_the_masks_alone_say(kind, data, key, bounded):
-    bits, shift = kind
+    ring, bits, shift = kind
     limit = 1 << (bits - 2)
     most = (limit >> shift) - 1
     ceiling = data.draw(st.integers(1, min(most, 1 << 30))) if bounded and most > 1 else 0
@@ -121,10 +127,10 @@ def test_any_value_under_any_masks_is_rounded_as_the_masks_alone_say(kind, data,
     near = st.integers(-3, 3).map(lambda off: max(lowest, (ceiling << shift) + off))
     values = np.array(data.draw(st.lists(whole | near, min_size=1, max_size=9)), np.int64)
     keys = key[:16], key[16:32], key[32:]
-    gate = ReluGate(Ring(bits), shift, len(values), ceiling)
+    gate = ReluGate(Ring(ring), shift, len(values), ceiling, bits)
     expected = np.clip((values + carries(gate, keys)) >> shift, 0, ceiling or None)
     assert relu(gate, values, keys).tolist() == expected.tolist()
-    gate = TruncationGate(Ring(bits), shift, len(values))
+    gate = TruncationGate(Ring(ring), shift, len(values))
     assert truncation(gate, values, keys).tolist() == ((values + carries(gate, keys)) >> shift).tolist()
 
 
@@ -137,10 +143,13 @@ def test_a_table_without_its_last_product_is_seen(monkeypatch):
     assert not set((found - (np.maximum(values, 0) >> 26)).tolist()) <= {0, 1}
 
 
-@pytest.mark.parametrize(("bits", "shift"), [(64, 25), (64, 12), (64, 31), (32, 0), (32, 30)])
-def test_a_shift_for_which_the_tables_do_not_suffice_is_refused(bits, shift):
+@pytest.mark.parametrize(
+    ("ring", "bits", "shift"),
+    [(64, 0, 25), (64, 0, 12), (64, 0, 31), (32, 0, 0), (32, 0, 30), (64, 28, 26), (64, 51, 12), (32, 33, 10)],
+)
+def test_a_shift_for_which_the_tables_do_not_suffice_is_refused(ring, bits, shift):
     with pytest.raises(ConfigError) as caught:
-        ReluGate(Ring(bits), shift, 1)
+        ReluGate(Ring(ring), shift, 1, needed=bits)
     assert caught.value.code == "gate-shift"
 
 

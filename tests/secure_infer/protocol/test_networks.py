@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dicom_node.core.errors import ConfigError, Refused
-from secure_infer.bounds import prove
+from secure_infer.bounds import narrowed, prove
 from secure_infer.clear import evaluate
-from secure_infer.program import INPUT, ConvolutionLayer, DenseLayer, ReluLayer
+from secure_infer.program import INPUT, ConvolutionLayer, DenseLayer, Program, ReluLayer
 from secure_infer.protocol.party1 import PrivateModel
 from secure_infer.protocol.plan import Plan
 from tests.secure_infer.integer_reference import exact
@@ -21,20 +21,48 @@ from tests.secure_infer.small_network import MODEL, Builder, Trio, every_kind, n
 GUARDED = ("stem.weight", "depth.weight", "half.weight", "project.weight")
 
 
+def narrowed_for(made: Program, weights: dict[str, np.ndarray]) -> Program:
+    """What the compiler makes of a program: gates of as few bits as these weights allow, and some of fewer at all."""
+    found = narrowed(Plan(made), prove(Plan(made), weights))
+    gates = [layer for layer in found.layers if isinstance(layer, ReluLayer)]
+    assert not gates or any(layer.bits for layer in gates)
+    return found
+
+
+def test_a_gate_of_one_digit_less_than_its_input_needs_is_refused():
+    weights = weights_of(every_kind())
+    made = narrowed_for(every_kind(), weights)
+    prove(Plan(made), weights)
+    for place, layer in enumerate(made.layers):
+        if isinstance(layer, ReluLayer) and layer.bits is not None and layer.bits > layer.shift + 8:
+            less = layer.model_copy(update={"bits": layer.bits - 6})
+            with pytest.raises(ConfigError) as caught:
+                prove(
+                    Plan(made.model_copy(update={"layers": (*made.layers[:place], less, *made.layers[place + 1 :])})),
+                    weights,
+                )
+            assert caught.value.code == "ring-overflow"
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.data(), st.sampled_from([64, 32]), st.integers(0, 2**32 - 1))
-def test_a_random_network_gives_exactly_the_integer_result(data, bits, seed):
+@given(st.data(), st.sampled_from([64, 32]), st.integers(0, 2**32 - 1), st.booleans())
+def test_a_random_network_gives_exactly_the_integer_result(data, bits, seed, narrow):
     made = Builder(lambda low, high: data.draw(st.integers(low, high)), bits).make()
     weights = weights_of(made, seed)
+    if narrow:
+        made = narrowed_for(made, weights)
     image = np.random.default_rng(seed).uniform(-1, 1, made.input_shape)
     trio = Trio(made, weights)
     opened = trio.ask(image)
     assert (opened == exact(made, weights, image, trio.gate_masks())).all()
 
 
-def test_a_network_of_every_kind_of_layer_gives_the_integer_result_and_nearly_the_float_result():
+@pytest.mark.parametrize("narrow", [False, True])
+def test_a_network_of_every_kind_of_layer_gives_the_integer_result_and_nearly_the_float_result(narrow):
     made = every_kind()
     weights = weights_of(made)
+    if narrow:
+        made = narrowed_for(made, weights)
     image = np.random.default_rng(3).uniform(-4, 4, made.input_shape)
     trio = Trio(made, weights)
     for _ in range(3):
@@ -43,11 +71,14 @@ def test_a_network_of_every_kind_of_layer_gives_the_integer_result_and_nearly_th
         assert np.abs(opened.reshape(-1) - evaluate(made, weights, image)["head"].numpy().reshape(-1)).max() < 1e-3
 
 
-def test_the_guard_refuses_an_image_whose_sums_exceed_their_limits_and_no_other():
+@pytest.mark.parametrize("narrow", [False, True])
+def test_the_guard_refuses_an_image_whose_sums_exceed_their_limits_and_no_other(narrow):
     made = every_kind(limit=200.0)
     image = np.full(made.input_shape, 4.0)
     weights = weights_of(made)
     weights = {name: value * (16 if name in GUARDED else 1) for name, value in weights.items()}
+    if narrow:
+        made = narrowed_for(made, weights)
     assert (evaluate(made, weights, image)["sums"].numpy() > 1024).any()  # what the guard resolves
     with pytest.raises(Refused) as caught:
         Trio(made, weights).ask(image)

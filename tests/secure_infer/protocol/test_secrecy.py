@@ -91,7 +91,7 @@ CASES = {
         network(
             [
                 ConvolutionLayer(name="one", source=INPUT, out_channels=1, kernel=(1, 1)),
-                ReluLayer(name="gate", source="one", shift=26, ceiling=2.0),
+                ReluLayer(name="gate", source="one", shift=26, ceiling=2.0, bits=52),
                 ConvolutionLayer(name="two", source=INPUT, out_channels=1, kernel=(1, 1)),
                 TruncationLayer(name="linear", source="two", shift=26),
                 AdditionLayer(name="sum", first="gate", second="linear"),
@@ -271,7 +271,8 @@ def opened_signs(secret: int) -> np.ndarray:
         trio.ask(np.array(case.images[secret]).reshape(1, 1, 2))
         (bits,) = [one for _, one in trio.transcript if isinstance(one, Bits)]
         (signs,) = [one for _, one in trio.transcript if isinstance(one, Signs)]
-        theirs = unpack(bits.values, 2, 22, "u4") >> np.uint32(20)
+        gate = trio.plan.gates["gate"]
+        theirs = unpack(bits.values, 2, gate.joined_bits + 2, "u4") >> np.uint32(gate.joined_bits)
         found.append(theirs.astype(np.uint8) ^ unpack(signs.values, 2, 2, "u1"))
     return np.stack(found)
 

@@ -55,7 +55,7 @@ def every_message() -> Program:
         ReluLayer(name="relu", source="one", shift=26),
         ConvolutionLayer(name="two", source="relu", out_channels=2, kernel=(1, 1), groups=2),
         AdditionLayer(name="sum", first="two", second="relu", second_shift=26),
-        ReluLayer(name="relu6", source="sum", shift=26, ceiling=1.0),
+        ReluLayer(name="relu6", source="sum", shift=26, ceiling=1.0, bits=58),
         ConvolutionLayer(name="three", source="relu6", out_channels=1, kernel=(1, 1)),
         TruncationLayer(name="linear", source="three", shift=26),
         SliceLayer(name="slice", source="linear", axis="columns", offset=0, step=1, count=2),
