@@ -25,12 +25,11 @@ from ..learning import envelope as wire
 from ..learning import server as learning
 from ..learning import terms
 from ..learning.envelope import Envelope, Kind
-from ..learning.metrics import Metrics
 from ..learning.plan import Plan
-from ..runreport import record
-from ..runreport.record import End, RoundRecord, RunRecord
+from ..runreport.record import End
 from ..secagg.server import Server
 from .candidate import Publisher
+from .journal import Journal
 from .patience import Patience, Timing
 from .records import ACCEPTED, FINISHED, Records, Run
 from .secure_sum import Course, SecureSum
@@ -70,7 +69,8 @@ class Coordinator:
         timing: Timing,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._identity, self._records, self._courier, self._folder = identity, records, courier, folder
+        self._identity, self._records, self._courier = identity, records, courier
+        self._journal = Journal(folder, clock)
         self._publisher, self._timing, self._clock = publisher, timing, clock
         self._patience = Patience()
         self._asked_at_the_end: frozenset[str] = frozenset()
@@ -89,7 +89,7 @@ class Coordinator:
 
     def folder(self, plan: Plan) -> Path:
         """Return where a run's records for people are."""
-        return self._folder / plan.run
+        return self._journal.folder(plan)
 
     def run_once(self) -> bool:
         """Do the next piece of work of the newest run: an exchange of plans, a round, or its end.
@@ -109,7 +109,7 @@ class Coordinator:
             return False
         if current.over:
             return self._tell_the_end(current)
-        self._note_the_run(current.plan)
+        self._journal.begun(current.plan)
         if learning.finished(current.plan, current.training):
             self._finish(current)
             return True
@@ -186,7 +186,7 @@ class Coordinator:
             min(one.attempts, count + (one is release)) for one, count in zip(terms.releases(plan), opened, strict=True)
         )
         seconds = time.monotonic() - began
-        self._record_round(plan, training.done, seconds, len(survivors), work.course, measured, counted)
+        self._journal.summed(plan, training.done, seconds, len(survivors), work.course, measured, counted)
         failpoint.reach("coordinator-recorded")
         self._records.advanced(plan, number, training, len(survivors), self._clock())
         failpoint.reach("coordinator-stored")
@@ -207,12 +207,12 @@ class Coordinator:
             self._publisher.publish(plan, current.training)
             version = plan.version
         failpoint.reach("coordinator-published")
-        record.append(self.folder(plan), End("published" if version else "finished", candidate=version))
+        self._journal.ended(plan, End("published" if version else "finished", candidate=version))
         self._records.ended(plan, FINISHED)
         log.info("run-finished", version=version)
 
     def _end(self, current: Run, code: str) -> None:
-        record.append(self.folder(current.plan), End("stopped", code=code))
+        self._journal.ended(current.plan, End("stopped", code=code))
         self._records.ended(current.plan, code)
 
     def _tell_the_end(self, current: Run) -> bool:
@@ -242,55 +242,3 @@ class Coordinator:
         for name in sites:
             self._patience.note(name, current.number, silent=name not in dict(found))
         return found
-
-    def _note_the_run(self, plan: Plan) -> None:
-        """Write the head of the record for people, once."""
-        if (self.folder(plan) / record.FILE).exists():
-            return
-        descent = plan.descent
-        chosen = {
-            "rounds of the descent": str(descent.rounds), "sampling rate": f"{descent.sampling_rate:g}",
-            "clip": f"{descent.clip:g}", "learning rate": f"{descent.learning_rate:g}",
-            "momentum": f"{descent.momentum:g}", "noise multiplier": f"{descent.noise_multiplier:g}",
-            "local steps": str(descent.local_steps), "honest hospitals": str(plan.honest), "plan": plan.digest.hex(),
-        }  # fmt: skip
-        record.append(
-            self.folder(plan),
-            RunRecord(
-                run=plan.run,
-                model=f"{plan.network} {plan.version}",
-                mode=plan.mode,
-                delta=plan.delta,
-                sites=tuple(one.name for one in plan.members),
-                planned=plan.sums,
-                started_at=self._clock(),
-                settings=chosen,
-            ),
-        )
-
-    def _record_round(
-        self,
-        plan: Plan,
-        done: int,
-        seconds: float,
-        survivors: int,
-        course: Course,
-        measured: Metrics | None,
-        counted: tuple[int, ...],
-    ) -> None:
-        cost = terms.epsilons(plan, counted)
-        found = {} if measured is None else {"auc": measured.auc, "accuracy": measured.accuracy}
-        record.append(
-            self.folder(plan),
-            RoundRecord(
-                round=done,
-                seconds=seconds,
-                survivors=survivors,
-                bytes_up=dict(course.up),
-                bytes_down=dict(course.down),
-                loss=None if measured is None else measured.loss,
-                metrics=found,
-                epsilon={one.name: cost.alone for one in plan.members},
-                distributed_epsilon=cost.claimed if plan.mode == "distributed" else None,
-            ),
-        )
