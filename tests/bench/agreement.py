@@ -49,6 +49,8 @@ RECIPES = {
     "efficientnet-lite0": (1500, 6, 32, 1e-3),
 }
 SEED = 2018
+#: Of every role, seconds: what is measured is no speed, and the machine may have other work.
+PATIENCE_S = 60.0
 
 
 def balanced(films: Films, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -116,11 +118,12 @@ def asking(name: str, compiled: Compiled, in_process: bool) -> Iterator[Network]
         yield ask
         return
     with tempfile.TemporaryDirectory() as folder:
-        roles = Roles(Path(folder), daily_quota=100_000)
+        roles = Roles(Path(folder), daily_quota=100_000, timeout_s=PATIENCE_S)
+        roles.dealer_settings["timeout_s"] = PATIENCE_S
         card = publish(roles.models, compiled.program, compiled.weights, version=name)
         try:
             roles.start()
-            engine = roles.engine(card, timeout_s=60.0)
+            engine = roles.engine(card, timeout_s=PATIENCE_S)
             yield lambda features: engine.infer(features).logits
             engine.close()
         finally:
