@@ -24,9 +24,10 @@ from dicom_node.core.tls import Fingerprint
 from . import keyfile, selftest
 from .crypten_engine.dealer import TupleDealer
 from .dealing import pool
+from .dealing.deck import Deck
 from .operations import memory
 from .operations.operation import Operated, Operation
-from .protocol.dealer import Dealing, Deck
+from .protocol.dealer import Dealing
 from .protocol.manifest import Signer
 from .protocol.messages import LARGEST_PROGRAM, Bundle, Deal, Fetch, Message, TupleDeal, TupleFetch, overhead
 from .transport.channel import Channel

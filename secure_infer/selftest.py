@@ -15,8 +15,10 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from dicom_node.core import pki
 from dicom_node.core.errors import IntegrityError
 
+from .dealing.deck import Deck
+from .dealing.stock import Fresh
 from .program import INPUT, ConvolutionLayer, DenseLayer, FlattenLayer, Program, ReluLayer
-from .protocol.dealer import Dealing, Deck, Fresh
+from .protocol.dealer import Dealing
 from .protocol.manifest import Signer
 from .protocol.messages import Message
 from .protocol.party0 import HospitalSession, Terms

@@ -1,1 +1,1 @@
-"""Bundles dealt ahead: the dealer's durable pool and the file that holds one bundle."""
+"""What becomes of bundles at the dealer: its durable pool, the file that holds one, and the halves that wait."""

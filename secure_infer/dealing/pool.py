@@ -89,7 +89,7 @@ class _Shelf:
 
 
 class Pool:
-    """The stock of a dealer; see `protocol.dealer.Stock`.
+    """The stock of a dealer; see `stock.Stock`.
 
     Parameters
     ----------

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from secure_infer.dealing.deck import Deck
+from secure_infer.dealing.stock import Fresh, Stock
 from secure_infer.program import (
     INPUT,
     AdditionLayer,
@@ -22,7 +24,7 @@ from secure_infer.program import (
     TruncationLayer,
     shapes_of,
 )
-from secure_infer.protocol.dealer import Dealing, Deck, Fresh, Stock
+from secure_infer.protocol.dealer import Dealing
 from secure_infer.protocol.manifest import Signer, verified
 from secure_infer.protocol.messages import Bundle, Half, Label, Message
 from secure_infer.protocol.party0 import HospitalSession, Terms
