@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from dicom_node.core import logs, loops, settings
 from dicom_node.core.errors import ConfigError
 from secure_infer.models import ModelStore, public_hex, signing_key
@@ -65,18 +67,29 @@ def serve(config: Path) -> int:
 
 
 def plan_of(loaded: CoordinatorSettings) -> Plan:
-    """Write the plan that the settings describe; each is a run of its own."""
+    """Write the plan that the settings describe; each is a run of its own.
+
+    Raises
+    ------
+    ConfigError
+        Settings of the run do not fit each other (``settings``), or see `propose`.
+    """
     run = loaded.run
-    return propose(
-        run.version,
-        [one.member() for one in loaded.members],
-        Features(run.taps, run.views, Trunk(run.taps).channels),
-        Budget(run.epsilon, run.delta, run.mode, run.honest),
-        default_descent(run.rounds, run.spare, **run.descent()),
-        centre_noise=run.centre_noise,
-        metrics_weight=run.metrics_weight,
-        population=loaded.population,
-    )
+    try:
+        return propose(
+            run.version,
+            [one.member() for one in loaded.members],
+            Features(run.taps, run.views, Trunk(run.taps).channels),
+            Budget(run.epsilon, run.delta, run.mode, run.honest),
+            default_descent(run.rounds, run.spare, **run.descent()),
+            centre_noise=run.centre_noise,
+            squares=run.squares,
+            metrics_weight=run.metrics_weight,
+            population=loaded.population,
+        )
+    except ValidationError as error:
+        text = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"coordinator.toml, section run: {text}", code="settings") from error
 
 
 def _step(made: Coordinator, records: Records, stop: threading.Event) -> bool:

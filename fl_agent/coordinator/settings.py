@@ -65,10 +65,20 @@ class RunSettings(Section):
     published: Literal["average", "ema", "best", "last"] = Field(
         default="average", description="which weights become the model; best is by the noised loss"
     )
+    ema: float = Field(default=0.9, ge=0, lt=1, description="decay of the weights' moving average, for published = ema")
+    patience: int = Field(
+        default=0, ge=0, description="end after so many rounds without a lower noised loss; 0: never; not for average"
+    )
     class_weights: tuple[Positive, Positive, Positive] = Field(
         default=(1.0, 1.0, 1.0), description="of the losses of normal, bacterial and viral"
     )
     centre_noise: Positive = Field(default=MEAN_NOISE, description="noise multiplier of the mean feature")
+    squares: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="to scale each feature by its deviation, too: largest norm of a patient's squares",
+    )
     metrics_weight: float = Field(default=0.2, ge=0, description="norm of a patient's metrics beside the gradient's")
     taps: tuple[str, ...] = Field(default=TAPS, description="stages of the public trunk that give the features")
     views: tuple[str, ...] = Field(default=VIEWS, description="how each image is seen")
@@ -77,7 +87,7 @@ class RunSettings(Section):
         """Return the fields that a plan's descent takes over."""
         names = {
             "local_steps", "sampling_rate", "clip", "learning_rate", "momentum", "schedule", "averaged", "published",
-            "class_weights",
+            "ema", "patience", "class_weights",
         }  # fmt: skip
         return self.model_dump(include=names)
 

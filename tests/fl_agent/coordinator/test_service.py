@@ -49,6 +49,29 @@ def test_the_default_plan_is_within_the_default_limits_of_a_hospital(tmp_path: P
         judged(tmp_path, "delta = 1e-4")
 
 
+def run_with(folder: Path, **changes: object) -> CoordinatorSettings:
+    loaded = settings.read(file(folder), CoordinatorSettings)
+    return CoordinatorSettings.model_validate(
+        loaded.model_dump() | {"run": {**loaded.run.model_dump(), "taps": ("head",), **changes}}
+    )
+
+
+def test_a_run_may_scale_features_by_their_deviation_and_end_early(tmp_path: Path) -> None:
+    plan = plan_of(run_with(tmp_path, squares=1.0, patience=5, published="ema", ema=0.8))
+    assert plan.centre is not None
+    assert (plan.centre.squares, plan.descent.patience, plan.descent.ema) == (1.0, 5, 0.8)
+    plain = plan_of(run_with(tmp_path, published="ema", ema=0.8))
+    assert plain.centre is not None
+    assert (plain.centre.squares, plain.descent.patience) == (None, 0)
+
+
+def test_settings_of_a_run_that_do_not_fit_each_other_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="publish best, ema or last"):
+        plan_of(run_with(tmp_path, patience=5))
+    with pytest.raises(ConfigError, match="section run"):
+        plan_of(run_with(tmp_path, published="best", metrics_weight=0.0))
+
+
 @pytest.fixture
 def signals() -> Iterator[None]:
     """Handlers of this process, which a service sets."""
