@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -69,12 +70,16 @@ class Background:
 
 def stop(processes: Collection[Background]) -> None:
     """Ask them to end, and end those that do not."""
-    pids = [pid for one in processes if (pid := one.pid) is not None]
-    for pid in pids:
-        os.kill(pid, signal.SIGTERM)
+    _signal(processes, signal.SIGTERM)
     deadline = time.monotonic() + STOP_S
-    while running := [pid for one in processes if (pid := one.pid) is not None]:
+    while any(one.pid is not None for one in processes):
         if time.monotonic() > deadline:
-            for pid in running:
-                os.kill(pid, signal.SIGKILL)
+            _signal(processes, signal.SIGKILL)
         time.sleep(0.05)
+
+
+def _signal(processes: Collection[Background], number: signal.Signals) -> None:
+    for one in processes:
+        if (pid := one.pid) is not None:
+            with contextlib.suppress(ProcessLookupError):  # it has ended by itself since
+                os.kill(pid, number)
