@@ -83,8 +83,11 @@ def requests_of(program: Program) -> list[Request]:
     found: list[Request] = []
     shapes = shapes_of(program)
 
-    def add(kind: Kind, first: Shape, second: Shape | None = None, result: Shape | None = None, **more: object) -> None:
-        found.append(Request(len(found), kind, first, second or first, result or first, **more))  # type: ignore[arg-type]  # mypy takes `more` for all of the fields
+    def add(
+        kind: Kind, first: Shape, second: Shape | None = None, result: Shape | None = None, *,
+        layer: ConvolutionLayer | None = None, shift: int = 0,
+    ) -> None:  # fmt: skip
+        found.append(Request(len(found), kind, first, second or first, result or first, layer, shift))
 
     for layer in program.layers:
         shape = (1, *shapes[layer.name])
