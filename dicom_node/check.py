@@ -38,6 +38,9 @@ from .tls import client_context
 #: In TLS 1.3 a refusal of our certificate comes after the handshake; a service that accepts us waits for our word.
 REFUSAL_WAIT_S = 0.5
 LONGEST_WAIT_S = 10.0
+STATE_FOLDER = "site.state_dir"
+#: Settings that name folders which are only read.
+FOLDERS = frozenset({"training.films"})
 #: Passwords inside URLs: before the host (RFC 3986 3.2.1), or as a parameter of a PostgreSQL URL.
 PASSWORDS = re.compile(r"(?<=://)[^/@\s]+(?=@)|(?<=password=)[^&\s]+")
 
@@ -133,10 +136,13 @@ def _files(settings: Settings) -> str:
     """Certificates, keys, passwords and tokens: there, readable, and secrets not open to everyone on this host."""
     count = 0
     for where, path in _paths("", settings):
-        if where == "site.state_dir":
+        if where == STATE_FOLDER:
             continue
         count += 1
         try:
+            if where in FOLDERS:
+                next(path.iterdir(), None)
+                continue
             with path.open("rb"):
                 mode = path.stat().st_mode
         except OSError as error:

@@ -133,10 +133,8 @@ def _judge_body_part(dataset: Dataset, rules: SelectionSettings, image: set[str]
 def _judge_view(
     dataset: Dataset, rules: SelectionSettings, population: Population | None, image: set[str], study: set[str]
 ) -> None:
-    allowed = set(rules.views)
-    source = "selection.views"
+    allowed, source = views_taken(rules, population), "selection.views"
     if population is not None and not rules.population_override.strip():
-        allowed &= set(population.views)
         source = "selection.views and the model's intended population"
 
     takes = f"{source} takes {_listed(sorted(allowed))}"
@@ -182,13 +180,25 @@ def _judge_age(dataset: Dataset, rules: SelectionSettings, population: Populatio
                 "intended population needs; selection.missing.age = 'accept' would take it",
                 code="age-missing",
             )
-    elif not population.min_age_years <= age < population.max_age_years + 1:
+    elif not is_of_age(age, population):
         raise Refused(
             f"the patient's age is not among those that the model was made for ({population.min_age_years:g} to "
             f"{population.max_age_years:g} years); selection.age_rule = 'off' with a written reason in "
             "selection.population_override would take it",
             code="age",
         )
+
+
+def views_taken(rules: SelectionSettings, population: Population | None) -> frozenset[str]:
+    """View positions that the site's rules and, unless they leave it in writing, the population allow."""
+    if population is None or rules.population_override.strip():
+        return frozenset(rules.views)
+    return frozenset(rules.views).intersection(population.views)
+
+
+def is_of_age(years: float, population: Population) -> bool:
+    """Tell whether an age is among those of a population, whose last year is included whole."""
+    return population.min_age_years <= years < population.max_age_years + 1
 
 
 def age_years(dataset: Dataset) -> float | None:

@@ -5,19 +5,18 @@ Consent is asked anew on every call, and the cached features of whoever left are
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dicom_node.core.errors import IntegrityError, Refused
 from dicom_node.training.diagnosis import Diagnosis
-from secure_infer.network import Trunk
 
+from .features import FeatureCache
 from .site_images import SiteImages
 
 #: As everywhere in training; pneumonia whose kind nobody named is none of them.
@@ -32,7 +31,7 @@ class Rows:
     Attributes
     ----------
     patients : tuple of str
-        Pseudonyms; each once, so that a row's privacy is a patient's.
+        Pseudonym of each image's patient: whose images stand together are one row of training.
     labels : ndarray of int, shape (n,)
         0 normal, 1 bacterial, 2 viral.
     features : ndarray of float32, shape (n, views, channels)
@@ -53,19 +52,12 @@ class SiteRows:
     Parameters
     ----------
     images : SiteImages
-    trunk : Trunk
-    views : sequence of str
-        Of `trainset.VIEWS`.
-    cache : Path
-        Folder of the features, mode 0700; used by this class alone, since what belongs to nobody is erased.
+    cache : FeatureCache
+        Used by this class alone.
     """
 
-    def __init__(self, images: SiteImages, trunk: Trunk, views: Sequence[str], cache: Path) -> None:
-        self._images = images
-        self._trunk = trunk
-        self._views = tuple(views)
-        self._cache = cache
-        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    def __init__(self, images: SiteImages, cache: FeatureCache) -> None:
+        self._images, self._cache = images, cache
 
     def read(self, now: float, done: Callable[[int, int], None]) -> Rows:
         """Return the rows of all patients who agree at `now` (seconds since the epoch).
@@ -76,7 +68,7 @@ class SiteRows:
             Called with (patients done, of all).
         """
         agreed = self._images.agreed(now)
-        self._erase_all_but({self._file(digest).name for one in agreed for digest in one.digests})
+        self._cache.erase_all_but({self._name(digest) for one in agreed for digest in one.digests})
         patients: list[str] = []
         labels: list[int] = []
         features: list[NDArray[np.float32]] = []
@@ -93,8 +85,7 @@ class SiteRows:
                     labels.append(CLASSES[one.label])
                     features.append(found)
             done(number, len(agreed))
-        shape = (len(features), len(self._views), self._trunk.channels)
-        stacked = np.array(features, dtype=np.float32).reshape(shape)
+        stacked = np.array(features, dtype=np.float32).reshape(-1, *self._cache.shape)
         return Rows(tuple(patients), np.array(labels, dtype=np.int64), stacked, dict(left_out))
 
     def _first_usable(self, digests: Sequence[str]) -> NDArray[np.float32] | str:
@@ -102,32 +93,11 @@ class SiteRows:
         reason = "no-image"
         for digest in digests:
             try:
-                return self._features(digest)
+                return self._cache.features(self._name(digest), partial(self._images.image, digest))
             except (Refused, IntegrityError) as error:
                 reason = error.code
         return reason
 
-    def _features(self, digest: str) -> NDArray[np.float32]:
-        target = self._file(digest)
-        if target.is_file():
-            cached: NDArray[np.float32] = np.load(target, allow_pickle=False)
-            return cached
-        seen = self._images.image(digest)
-        pooled = np.stack(
-            [self._trunk.features(seen[:, ::-1] if view == "mirrored" else seen).mean((1, 2)) for view in self._views]
-        ).astype(np.float32)
-        part = target.with_suffix(".part")
-        with part.open("wb") as stream:
-            np.save(stream, pooled, allow_pickle=False)
-        part.replace(target)
-        return pooled
-
-    def _file(self, digest: str) -> Path:
-        """Return where one image's features are kept: other rules, trunk or views make another file."""
-        identity = "\n".join([self._trunk.sha256, *self._trunk.taps, *self._views, self._images.rules, digest])
-        return self._cache / f"{hashlib.sha256(identity.encode()).hexdigest()}.npy"
-
-    def _erase_all_but(self, kept: Collection[str]) -> None:
-        for path in self._cache.iterdir():
-            if path.name not in kept:
-                path.unlink()
+    def _name(self, digest: str) -> str:
+        """Name one image's features: other rules make others."""
+        return f"{self._images.rules}\n{digest}"

@@ -18,6 +18,7 @@ from dicom_node.core.errors import ConfigError, IntegrityError
 from dicom_node.pixels import from_picture
 from secure_infer.network import Trunk
 
+from .features import pooled
 from .research.pictures import grey
 
 #: Each image counts once as it is and once mirrored: augmentation multiplicity (De et al. 2022, arXiv 2204.13650).
@@ -165,15 +166,13 @@ def pooled_features(
         done(len(films.files), len(films.files))
         cached: NDArray[np.float32] = np.load(target, allow_pickle=False)
         return cached
-    pooled = np.empty((len(films.files), len(views), trunk.channels), dtype=np.float32)
+    found = np.empty((len(films.files), len(views), trunk.channels), dtype=np.float32)
     for number in range(len(films.files)):
-        seen = read_image(folder, films, number)
-        for place, view in enumerate(views):
-            pooled[number, place] = trunk.features(seen[:, ::-1] if view == "mirrored" else seen).mean((1, 2))
+        found[number] = pooled(trunk, read_image(folder, films, number), views)
         done(number + 1, len(films.files))
     cache.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(".part")
     with part.open("wb") as stream:
-        np.save(stream, pooled, allow_pickle=False)
+        np.save(stream, found, allow_pickle=False)
     part.replace(target)
-    return pooled
+    return found

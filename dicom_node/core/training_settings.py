@@ -82,6 +82,10 @@ class TrainingSettings(Section):
         max_length=64,
         description="Issuer of Patient ID (0010,0021) that is meant where an image or a list names none",
     )
+    films: Path | None = Field(
+        default=None,
+        description="folder of films (PNG, JPEG, NIfTI) of more patients, all of whom agreed; for research sites",
+    )
     privacy: PrivacySettings = Field(default=PrivacySettings(), description="the budget of the site's patients")
     handover: HandoverSettings = Field(
         default=HandoverSettings(), description="when a model that the consortium made may answer here"

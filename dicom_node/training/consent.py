@@ -225,6 +225,12 @@ def find(connection: sa.Connection, who: Subject) -> sa.Row[Any] | None:
     ).one_or_none()
 
 
+def opted_out(connection: sa.Connection) -> frozenset[str]:
+    """Return the pseudonyms of the Patient IDs, whatever their issuer, of all patients who opted out."""
+    said = sa.select(consent.c.patient_id_key).where(consent.c.decision == Decision.WITHDRAWN)
+    return frozenset(connection.execute(said.where(consent.c.kind == "patient")).scalars())
+
+
 def eligible(connection: sa.Connection, now: float) -> list[Agreed]:
     """Return the studies whose patients agree at `now`; ask anew before each round, since any moment may change it.
 

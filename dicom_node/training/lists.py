@@ -30,6 +30,12 @@ class Fault:
     sentence: str
 
 
+def told(faults: Sequence[Fault]) -> str:
+    """Name the first faults of a list by their lines, and how many more there are."""
+    first = "; ".join(f"line {fault.line}: {fault.sentence}" for fault in faults[:10])
+    return first + (f"; and {len(faults) - 10} more" if len(faults) > 10 else "")
+
+
 class FaultyList(Refused):
     """A list was refused whole.
 
@@ -43,9 +49,7 @@ class FaultyList(Refused):
 
     def __init__(self, faults: Iterable[Fault]) -> None:
         self.faults = tuple(sorted(faults, key=lambda fault: fault.line))
-        first = "; ".join(f"line {fault.line}: {fault.sentence}" for fault in self.faults[:10])
-        more = f"; and {len(self.faults) - 10} more" if len(self.faults) > 10 else ""
-        super().__init__(f"nothing was imported, because the list has faults: {first}{more}")
+        super().__init__(f"nothing was imported, because the list has faults: {told(self.faults)}")
 
 
 def read(path: Path, columns: Sequence[str], required: Sequence[str]) -> list[Row]:

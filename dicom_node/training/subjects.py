@@ -80,6 +80,12 @@ class Pseudonyms:
         return self.patient(*identity) if identity[0] else None, self.accession(number) if number else None
 
 
+def patient_ids(connection: sa.Connection) -> dict[str, str]:
+    """Map each received patient's pseudonym to that of the Patient ID without its issuer."""
+    known = sa.select(subject.c.patient_key, subject.c.patient_id_key).where(subject.c.patient_key.is_not(None))
+    return {row.patient_key: row.patient_id_key for row in connection.execute(known.distinct())}
+
+
 def refresh(database: Database, store: Store, names: Pseudonyms, done: Callable[[int, int], None]) -> int:
     """Bring the table `subject` up to date with the studies received; return how many studies were looked at.
 

@@ -33,7 +33,8 @@ def serve(config: Path) -> None:
     Raises
     ------
     ConfigError
-        The site trains with nobody, or its records are of another version (``schema``).
+        The site trains with nobody, its records are of another version (``schema``), or its folder of films is not as
+        it must be.
     """
     loaded = settings.load(config)
     federation = loaded.training.federation
@@ -50,12 +51,15 @@ def serve(config: Path) -> None:
                 "the site's records are not of this version: start `dicom-node serve` once", code="schema"
             )
         identity = signing_key(federation.identity_file)
+        patients = SitePatients(loaded, database)
+        if found := patients.check():
+            log.info("films-read", count=found)
         agent = Agent(
             identity,
             Rules(federation, loaded.training.privacy),
             rounds,
             Runs(database, Ledger(database, loaded.training.privacy)),
-            SitePatients(loaded, database),
+            patients,
         )
         with unix.serve(loaded.agent_socket, agent.handle, federation.socket_group):
             log.info("ready", path=str(loaded.agent_socket), fingerprint=public_hex(identity))

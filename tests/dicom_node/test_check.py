@@ -99,7 +99,7 @@ def encrypted(authority: Authority, port: int, fingerprint: str) -> dict[str, An
 
 
 def test_a_site_that_is_well_set_up_passes_every_check(tmp_path: Path) -> None:
-    found = look(migrated(settings(tmp_path)))
+    found = look(migrated(settings(tmp_path, training={"films": tmp_path})))
     assert [one for one in found.values() if not one.ok] == []
     assert "this version's schema (SQLite)" in found["database"].sentence
     assert "0 rows" in found["audit trail"].sentence
@@ -168,6 +168,7 @@ def test_a_file_that_is_no_database_fails(tmp_path: Path) -> None:
         ({"scp": {"port": 0, "peers": [HERE | {"addresses": ["ct.local"]}]}}, "senders", "IP addresses or networks"),
         ({"orthanc": {"url": "http://127.0.0.1:1"}}, "Orthanc", "Orthanc"),
         ({"orthanc": {"url": "http://127.0.0.1:1", "password_file": "/nowhere"}}, "files", "orthanc.password_file"),
+        ({"training": {"films": "/nowhere"}}, "files", "training.films"),
         ({"database": {"url": "nosql://x"}}, "database", "check database.url"),
     ],
 )

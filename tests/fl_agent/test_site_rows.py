@@ -17,6 +17,7 @@ from dicom_node.training.consent import Change, Decision
 from dicom_node.training.diagnosis import Diagnosis
 from dicom_node.training.site_key import open_key
 from dicom_node.training.subjects import Pseudonyms
+from fl_agent.features import FeatureCache
 from fl_agent.site_images import SiteImages
 from fl_agent.site_rows import Rows, SiteRows
 from fl_agent.trainset import VIEWS
@@ -56,7 +57,7 @@ class Hospital:
         for number in range(1, 5):
             self.decide(number, Decision.GIVEN)
         images = SiteImages(self.database, store, key, settings.selection, CHILDREN)
-        self.site = SiteRows(images, self.trunk, VIEWS, self.cache)
+        self.site = SiteRows(images, FeatureCache(self.cache, self.trunk, VIEWS))
 
     def decide(self, number: int, decision: Decision) -> None:
         change = Change(self.names.patient(f"PHANTOM-{number}", ""), decision)
