@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -199,11 +199,16 @@ def plain(roles: Roles, seed: int = 0) -> np.ndarray:
     return PlaintextEngine(MAP, roles.weights()).infer(features(seed)).logits
 
 
-def wait_for_bundles(engine: DealtEngine, count: int) -> None:
+def wait_until(true: Callable[[], bool], otherwise: str) -> None:
+    """Wait for what a service does after it has answered, such as its log lines and the rows of its trail."""
     deadline = time.monotonic() + 20
-    while len(engine._ready) < count:
-        assert time.monotonic() < deadline, "no bundle was fetched ahead"
+    while not true():
+        assert time.monotonic() < deadline, otherwise
         time.sleep(0.02)
+
+
+def wait_for_bundles(engine: DealtEngine, count: int) -> None:
+    wait_until(lambda: len(engine._ready) >= count, "no bundle was fetched ahead")
 
 
 def bundle_for(roles: Roles, who: str = "hospital") -> Open:

@@ -16,7 +16,7 @@ import pytest
 
 from dicom_node.core.errors import ProtocolError, Unavailable
 from secure_infer.protocol.messages import Masked
-from tests.system.roles import LARGE, Roles, ask, bundle_for, features, plain, wait_for_bundles
+from tests.system.roles import LARGE, Roles, ask, bundle_for, features, plain, wait_for_bundles, wait_until
 
 
 @pytest.fixture
@@ -113,10 +113,15 @@ def test_a_hospital_killed_after_its_mark_has_burned_the_bundle(fragile, tmp_pat
     environment = {**os.environ, "VEILRAY_FAILPOINT": "party0-spent"}
     ended = subprocess.run(command, capture_output=True, check=False, timeout=60, env=environment)
     assert ended.returncode == -signal.SIGKILL
-    (dealt,) = [line for line in fragile.dealer.lines() if line["event"] == "bundle-dealt"]
+
+    def dealt() -> list[str]:
+        return [line["bundle_id"] for line in fragile.dealer.lines() if line["event"] == "bundle-dealt"]
+
+    wait_until(lambda: bool(dealt()), "the dealer did not log the bundle")
+    (lost,) = dealt()
     engine = fragile.engine()
     with pytest.raises(ProtocolError) as caught:
-        engine._spend(bytes.fromhex(dealt["bundle_id"]))
+        engine._spend(bytes.fromhex(lost))
     assert caught.value.code == "bundle-reused"
     assert np.abs(ask(engine) - plain(fragile)).max() < 1e-4
 
