@@ -46,7 +46,7 @@ def hospital() -> dict[str, Any]:
     """``resources.json`` of a hospital: one component, and neither launcher nor resource manager for jobs."""
     return {
         **_allowed(SITE_RELAY),
-        "client": {"retry_timeout": 30, "compression": "Gzip"},
+        "client": {"retry_timeout": 30, "compression": "Gzip", "client_register_interval": 0.5},
         "components": [{"id": "relay", "path": SITE_RELAY, "args": {}}],
     }
 

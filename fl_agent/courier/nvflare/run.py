@@ -23,6 +23,11 @@ PROGRAMS: Final = {
 }
 
 
+#: Pause between two signs of life of a hospital's relay, seconds. By these, a server that was started anew learns who
+#: is there; NVFlare's own pause is ten.
+HEARTBEAT_S: Final = 2
+
+
 def command(kit: Path, state: Path) -> list[str]:
     """Return the command line of the NVFlare process of a kit.
 
@@ -36,6 +41,7 @@ def command(kit: Path, state: Path) -> list[str]:
         raise ConfigError(f"{kit} is no kit that `fl-agent provision` made", code="no-kit")
     name = _name(kit)
     settings = ["secure_train=true", "config_folder=config", "org=" + name.replace("-", "_")]
+    settings.append(f"heart_beat_interval={HEARTBEAT_S}")
     # -P: modules come from the installation, never from the folder that the process may write to
     arguments = [sys.executable, "-P", "-u", "-m", PROGRAMS[found[0]], "-m", str(state), "-s", found[0]]
     return [*arguments, "--set", *settings, "uid=" + name]
