@@ -39,6 +39,8 @@ log = logs.get(__name__)
 FORGOTTEN = "unknown-run"
 #: What a site says that can take no part in any further round; other reasons may pass.
 FINAL = frozenset({"contributions-used", "run-over"})
+#: How often one process tells the end; with the pauses of `loops.run` that is a minute, and a relay is back in less.
+FAREWELLS = 6
 
 
 class Coordinator:
@@ -73,7 +75,7 @@ class Coordinator:
         self._journal = Journal(folder, clock)
         self._publisher, self._timing, self._clock = publisher, timing, clock
         self._patience = Patience()
-        self._asked_at_the_end: frozenset[str] = frozenset()
+        self._farewells, self._unanswered = 0, frozenset[str]()
 
     def open(self, plan: Plan) -> None:
         """Begin a run; `run_once` does the rest.
@@ -85,6 +87,7 @@ class Coordinator:
         """
         now = self._clock()
         self._records.open(plan, now)
+        self._farewells, self._unanswered = 0, frozenset()
         failpoint.reach("coordinator-opened")
 
     def folder(self, plan: Plan) -> Path:
@@ -121,13 +124,15 @@ class Coordinator:
     def _propose(self, current: Run) -> bool:
         """Bring the plan to connected sites that have not answered; return whether one did."""
         waiting = self._courier.connected() & {name for name, answer in current.answers.items() if not answer}
-        # Rests are counted in rounds: where there can be none without these sites, they would never end.
-        rested = len(current.accepted) >= self._needed(current.plan)
-        asked = self._patience.asked(waiting, current.number + 1) if rested else waiting
         left = current.at + self._timing.joining - self._clock()
         joining = not current.number and left > 0
+        # Rests are counted in rounds: where there can be none yet or without these sites, they would never end.
+        rested = not joining and len(current.accepted) >= self._needed(current.plan)
+        asked = self._patience.asked(waiting, current.number + 1) if rested else waiting
         envelope = Envelope(Kind.PLAN, bytes.fromhex(current.plan.run), current.plan.content)
-        answers = self._ask(current, asked, envelope, left if joining else self._timing.probe)
+        # In parts, so that whoever connects while a silent one is waited for is asked long before the time is up.
+        wait = min(left, self._patience.wait(asked, self._timing.stage)) if joining else self._timing.probe
+        answers = self._ask(current, asked, envelope, wait)
         for name, code in answers:
             self._records.answered(current.plan, name, code or ACCEPTED)
         if answers:
@@ -216,14 +221,26 @@ class Coordinator:
         self._records.ended(current.plan, code)
 
     def _tell_the_end(self, current: Run) -> bool:
-        """Let the sites close their reservations; whoever is silent is asked again by the next process."""
+        """Let the sites close their reservations; whoever is away or stays silent is told by the next process.
+
+        Raises
+        ------
+        Unavailable
+            An answer was lost (``untold``), as of a relay that died and will be back, or the courier is down.
+        """
+        asked = current.untold & self._courier.connected()
+        if self._farewells == FAREWELLS or not (asked or self._unanswered):
+            return False
+        self._farewells += 1
+        self._unanswered |= asked  # also where the courier dies below
         envelope = Envelope(Kind.END, bytes.fromhex(current.plan.run))
-        asked = (current.untold & self._courier.connected()) - self._asked_at_the_end
-        self._asked_at_the_end |= asked
-        told = [name for name, code in self._ask(current, asked, envelope, self._timing.stage) if not code]
-        for name in told:
-            self._records.told(current.plan, name)
-        return bool(told)
+        for name, code in self._ask(current, asked, envelope, self._timing.stage):
+            if not code:
+                self._records.told(current.plan, name)
+                self._unanswered -= {name}
+        if self._unanswered:
+            raise Unavailable("some sites have not answered to the run's end yet", code="untold")
+        return True
 
     def _ask(
         self, current: Run, sites: Collection[str], envelope: Envelope, wait: float

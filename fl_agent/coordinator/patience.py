@@ -47,6 +47,13 @@ class Patience:
         """Tell whether one of these was silent the last time it was asked."""
         return any(name in self._missed for name in sites)
 
+    def wait(self, sites: Iterable[str], least: float) -> float:
+        """Say how long to wait for an answer that may take long, seconds: `least`, then 2, 4, 8, ... times as long.
+
+        A lost answer is asked for again soon, and a slow site comes to its answer after all.
+        """
+        return least * 2.0 ** max((self._missed.get(name, 0) for name in sites), default=0)
+
     def note(self, site: str, number: int, *, silent: bool) -> None:
         """Note how a site behaved in a round: the next round asks it again, then after 2, 4, 8, ... rounds."""
         if not silent:

@@ -80,7 +80,7 @@ class Run:
     answers : mapping of str to str
         By site: empty, `ACCEPTED` or the code of a refusal.
     untold : frozenset of str
-        Sites that answered and do not know the end.
+        Sites that do not know the end, whether the coordinator got their answer to the plan or not.
     """
 
     plan: Plan
@@ -164,7 +164,7 @@ class Records:
             if row is None:
                 return None
             members = connection.execute(sa.select(member).where(member.c.run == row.run)).all()
-        untold = frozenset(one.name for one in members if one.answer and not one.told)
+        untold = frozenset(one.name for one in members if not one.told)
         return Run(
             plan=Plan.read(row.plan.encode()),
             training=Training.read(row.training),
