@@ -50,17 +50,18 @@ class HostileCoordinator(FLComponent):
 
 def install(kits: Path) -> None:
     """Add the hostile coordinator to the server, and put NVFlare's own client in place of our relay in one kit."""
-    _change(kits / "coordinator" / "local" / "resources.json", {"id": "hostile", "path": CLASS})
+    change(kits / "coordinator" / "local" / "resources.json", {"id": "hostile", "path": CLASS})
     managers = "nvflare.app_common.resource_managers.list_resource_manager.ListResourceManager"
     launcher = "nvflare.app_common.job_launcher.client_process_launcher.ClientProcessJobLauncher"
     manager = {"id": "resource_manager", "path": managers, "args": {"resources": {}}}
     resources = kits / STOCK / "local" / "resources.json"
-    _change(resources, manager, {"id": "process_launcher", "path": launcher}, keep=False)
+    change(resources, manager, {"id": "process_launcher", "path": launcher}, keep=False)
     started = kits / STOCK / "startup" / "fed_client.json"
     started.write_text(started.read_text().replace('"require_signed_jobs": true', '"require_signed_jobs": false'))
 
 
-def _change(file: Path, *components: dict[str, object], keep: bool = True) -> None:
+def change(file: Path, *components: dict[str, object], keep: bool = True) -> None:
+    """Put components into a kit's ``resources.json``, beside those that are there or in their place."""
     resources = json.loads(file.read_text())
     kept = resources["components"] if keep else []
     file.write_text(json.dumps({**resources, "components": [*kept, *components]}))
