@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -42,32 +44,38 @@ def serve(config: Path) -> int:
     loaded = settings.read(config, CoordinatorSettings)
     logs.configure("fl-agent coordinator", loaded.log.level)
     stop = loops.stop_on_signals()
-    identity, publisher = signing_key(loaded.key_file), signing_key(loaded.publisher_key_file)
+    publisher = signing_key(loaded.publisher_key_file)
     store = ModelStore(loaded.state_dir / "models", [public_hex(publisher)])
-    records = Records(loaded.state_dir / "coordinator.sqlite3")
-    courier = _courier(loaded)
-    try:
-        made = Coordinator(
-            identity,
-            records,
-            courier,
-            loaded.state_dir / record.RUNS,
-            Publisher(store, publisher, loaded.population),
-            loaded.timing.timing(),
-        )
+    with opened(loaded, Publisher(store, publisher, loaded.population)) as (made, records):
         if not records.has(loaded.run.version):
             made.open(plan_of(loaded))
-        log.info("ready", fingerprint=public_hex(identity), model=loaded.run.version)
+        log.info("ready", fingerprint=public_hex(signing_key(loaded.key_file)), model=loaded.run.version)
         status = loops.run({"run": lambda: _step(made, records, stop)}, 1.0, stop)
         _require_no_refusal(records.of(loaded.run.version))
-    finally:
-        courier.close()
-        records.close()
     return status
 
 
-def plan_of(loaded: CoordinatorSettings) -> Plan:
+@contextmanager
+def opened(loaded: CoordinatorSettings, publisher: Publisher | None) -> Iterator[tuple[Coordinator, Records]]:
+    """Open the coordinator that the settings describe, and its records."""
+    courier = _courier(loaded)
+    records = Records(loaded.state_dir / "coordinator.sqlite3")
+    try:
+        identity, folder = signing_key(loaded.key_file), loaded.state_dir / record.RUNS
+        yield Coordinator(identity, records, courier, folder, publisher, loaded.timing.timing()), records
+    finally:
+        courier.close()
+        records.close()
+
+
+def plan_of(loaded: CoordinatorSettings, runs: int = 1) -> Plan:
     """Write the plan that the settings describe; each is a run of its own.
+
+    Parameters
+    ----------
+    loaded : CoordinatorSettings
+    runs : int
+        Runs on the same terms that share the budget, as the trials of a search do.
 
     Raises
     ------
@@ -80,7 +88,7 @@ def plan_of(loaded: CoordinatorSettings) -> Plan:
             run.version,
             [one.member() for one in loaded.members],
             Features(run.taps, run.views, Trunk(run.taps).channels),
-            Budget(run.epsilon, run.delta, run.mode, run.honest),
+            Budget(run.epsilon, run.delta, run.mode, run.honest, runs),
             default_descent(run.rounds, run.spare, **run.descent()),
             centre_noise=run.centre_noise,
             squares=run.squares,

@@ -91,7 +91,7 @@ class Search:
         Refused
             A site's budget does not allow the search (``privacy-budget``), or a site refused a trial's plan.
         ConfigError
-            No noise meets the budget (``epsilon``).
+            Another run of this coordinator goes on (``run-exists``).
         Unavailable
             Too few sites answered; call again later.
         """
@@ -143,6 +143,11 @@ class Search:
             return
         plan = self._plan(trial)
         if not self._records.has(plan.version):
+            before = self._records.newest()
+            if before is not None and not before.over:
+                raise ConfigError(
+                    f"the run for model {before.plan.version} goes on: let it come to its end first", code="run-exists"
+                )
             self._coordinator.open(plan)
         failpoint.reach("search-opened")
         how = self._followed(plan, progress)
@@ -153,7 +158,7 @@ class Search:
             raise Refused(f"the sites refused a trial with the code {how}: read their logs", code=how)
         rounds = record.read(self._coordinator.folder(plan)).rounds
         losses = [one.loss for one in rounds if one.loss is not None]
-        late = losses[-max(1, round(JUDGED * self._terms.rounds)) :]
+        late = losses[-max(1, round(JUDGED * plan.descent.rounds)) :]
         failpoint.reach("search-measured")
         self._study.tell(trial, sum(late) / len(late))
 

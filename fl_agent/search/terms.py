@@ -11,13 +11,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
-from ..learning.plan import Descent, Member, Plan
-from ..learning.propose import Budget, Features, default_descent, propose
+from ..learning.plan import Descent, Plan
 
 DOMAIN: Final = b"VeilRay search 1\n"
+#: Norm of a patient's metrics beside that of the gradient: larger than in other runs, for they decide.
+METRICS_WEIGHT: Final = 1.0
 #: Values of the searched parameters, by their names in `Descent`.
 Chosen = Mapping[str, float | str]
 
@@ -48,36 +48,23 @@ class Terms:
 
     Attributes
     ----------
-    name : str
-        Begins the versions of its runs: lower case, digits, dots and hyphens.
     trials : int
         Runs at most.
-    rounds, spare : int
-        Of each; see `default_descent`.
-    budget : Budget
-        Of ALL trials together; its `runs` is not read.
-    members : tuple of Member
-    features : Features
+    template : Plan
+        What each trial costs, and all of it that is not searched: its noise is such that ALL trials together meet the
+        budget (`Budget.runs`). Its version begins those of the trials; its run is not read.
     space : Space
-    metrics_weight : float
-        Norm of a patient's metrics beside that of the gradient: larger than in other runs, for they decide.
     """
 
-    name: str
     trials: int
-    rounds: int
-    spare: int
-    budget: Budget
-    members: tuple[Member, ...]
-    features: Features
+    template: Plan
     space: Space
-    metrics_weight: float = 1.0
 
     @property
     def canonical(self) -> str:
         """One spelling, by which a study knows its search again."""
-        values: dict[str, Any] = asdict(self) | {"members": [one.model_dump(mode="json") for one in self.members]}
-        return json.dumps(values, sort_keys=True)
+        plan = self.template.model_dump(mode="json", exclude={"run"})
+        return json.dumps({"trials": self.trials, "plan": plan, "space": asdict(self.space)}, sort_keys=True)
 
     def plan(self, seed: bytes, number: int, chosen: Chosen) -> Plan:
         """Write the plan of a trial; the same every time, so a search that was killed finds its run again.
@@ -89,36 +76,11 @@ class Terms:
         number : int
             Of the trial, from 0.
         chosen : mapping
-
-        Raises
-        ------
-        ConfigError
-            No noise meets the budget (``epsilon``).
         """
-        base = _template(self)
-        named = hashlib.sha256(DOMAIN + seed + number.to_bytes(4, "big")).digest()[:16].hex()
+        base = self.template
         changes = {
-            "run": named,
-            "version": f"{self.name}-{seed.hex()[:8]}-{number}",
+            "run": hashlib.sha256(DOMAIN + seed + number.to_bytes(4, "big")).digest()[:16].hex(),
+            "version": f"{base.version}-{seed.hex()[:8]}-{number}",
             "descent": Descent.model_validate(base.descent.model_dump() | dict(chosen)),
         }
         return Plan.read(base.model_copy(update=changes).content)  # model_copy does not check
-
-    @property
-    def template(self) -> Plan:
-        """A plan that costs what each trial's does."""
-        return _template(self)
-
-
-@lru_cache(maxsize=8)
-def _template(terms: Terms) -> Plan:
-    whole, descent = terms.budget, default_descent(terms.rounds, terms.spare)
-    return propose(
-        terms.name,
-        terms.members,
-        terms.features,
-        Budget(whole.epsilon, whole.delta, whole.mode, whole.honest, runs=terms.trials),
-        descent,
-        metrics_weight=terms.metrics_weight,
-        run=bytes(16),
-    )

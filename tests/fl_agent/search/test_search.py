@@ -13,13 +13,14 @@ import pytest
 
 from dicom_node.core.errors import ConfigError, Refused
 from dicom_node.core.training_settings import PrivacySettings
-from fl_agent.learning.propose import Budget, Features
+from fl_agent.learning.propose import Budget, Features, default_descent, propose
 from fl_agent.learning.terms import epsilons
 from fl_agent.ledger import accountant
+from fl_agent.ledger.entries import State
 from fl_agent.runreport import record
 from fl_agent.search.search import Search
 from fl_agent.search.study import Study
-from fl_agent.search.terms import Space, Terms
+from fl_agent.search.terms import METRICS_WEIGHT, Space, Terms
 from fl_agent.simulate import arithmetic
 from fl_agent.simulate.federation import Federation
 from tests.fl_agent import federations
@@ -30,23 +31,19 @@ ENOUGH = PrivacySettings(epsilon=12.0, delta=1e-3)
 TRIALS = 2
 
 
-def terms(made: Federation, **changes: object) -> Terms:
-    agreed = Terms(
-        name="try",
-        trials=TRIALS,
-        rounds=2,
-        spare=1,
-        budget=Budget(6.0, 1e-3, "distributed"),
-        members=made.members,
-        features=Features(("head",), ("plain", "mirrored"), CHANNELS),
-        space=Space(learning_rate=(0.5, 5.0)),
+def terms(made: Federation, trials: int = TRIALS, rounds: int = 2, spare: int = 1) -> Terms:
+    features, budget = (
+        Features(("head",), ("plain", "mirrored"), CHANNELS),
+        Budget(6.0, 1e-3, "distributed", runs=trials),
     )
-    return dataclasses.replace(agreed, **changes)
+    descent = default_descent(rounds, spare)
+    plan = propose("try", made.members, features, budget, descent, metrics_weight=METRICS_WEIGHT)
+    return Terms(trials, plan, Space(learning_rate=(0.5, 5.0)))
 
 
 @contextmanager
 def searching(
-    folder: Path, privacy: PrivacySettings = ENOUGH, **changes: object
+    folder: Path, privacy: PrivacySettings = ENOUGH, **changes: int
 ) -> Iterator[tuple[Federation, Search, Study]]:
     """What a process has after its start: whatever lies on the disk."""
     with federations.federation(folder, privacy=privacy) as made:
@@ -63,6 +60,7 @@ def test_all_trials_cost_what_the_accountant_makes_of_the_ledgers(memory: Path) 
         for hospital in made.hospitals.values():
             spent = [one for one in hospital.ledger.entries() if one.counts]
             assert len({one.run for one in spent}) == TRIALS
+            assert {one.state for one in spent} == {State.SPENT}  # each site heard of each trial's end
             # As reserved; what no round used goes back at a run's end and is not claimed back here.
             whole = accountant.total(
                 accountant.loss(one.terms.model_copy(update={"steps": 3 if one.terms.name == "head" else 2}))
