@@ -8,6 +8,7 @@ else is refused by name. Where weights follow weights (linear bottlenecks), a tr
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,20 +175,37 @@ def _bounded(compiled: Compiled, calibration: NDArray[np.float64], maxima: set[s
     program = compiled.program
     gates = [layer for layer in program.layers if isinstance(layer, ReluLayer)]
     guarded = [gate.name for gate in gates if gate.ceiling is None and gate.name not in maxima]
+    if not guarded:
+        return _proven(compiled)
+    if found := _provable(compiled):
+        return found
+    sums = dict.fromkeys(guarded, 0.0)
+    for image in calibration:
+        values = evaluate(program, compiled.weights, image)
+        sums = {name: max(value, float(values[name].sum())) for name, value in sums.items()}
+    # Where nothing but the output follows the last ReLU, it often needs no guard.
+    found = _provable(_guarded(compiled, sums, guarded[:-1])) if len(guarded) > 1 else None
+    return found or _proven(_guarded(compiled, sums, guarded))
+
+
+def _guarded(compiled: Compiled, sums: Mapping[str, float], names: Sequence[str]) -> Compiled:
+    """Put a guard at once behind the ReLUs that it adds up: its messages then go with those of the gates to come."""
+    program = compiled.program
+    limits = tuple(float(np.ceil(MARGIN * (sums[name] + 1.0))) for name in names)
+    guard = GuardLayer(name="guarded_sums", sources=tuple(names), limits=limits)
+    gate = ReluLayer(name="guard", source=guard.name, shift=program.weight_fraction_bits)
+    place = next(place for place, layer in enumerate(program.layers, 1) if layer.name == names[-1])
+    changes = {"layers": (*program.layers[:place], guard, gate, *program.layers[place:]), "guard": gate.name}
+    return Compiled(_changed(program, changes), compiled.weights)
+
+
+def _provable(compiled: Compiled) -> Compiled | None:
     try:
         return _proven(compiled)
     except ConfigError as error:
-        if error.code != "ring-overflow" or not guarded:
+        if error.code != "ring-overflow":
             raise
-    sums = dict.fromkeys(guarded, 0.0)
-    for image in calibration:
-        found = evaluate(program, compiled.weights, image)
-        sums = {name: max(value, float(found[name].sum())) for name, value in sums.items()}
-    limits = tuple(float(np.ceil(MARGIN * (value + 1.0))) for value in sums.values())
-    guard = GuardLayer(name="guarded_sums", sources=tuple(guarded), limits=limits)
-    gate = ReluLayer(name="guard", source=guard.name, shift=program.weight_fraction_bits)
-    changes = {"layers": (*program.layers, guard, gate), "guard": gate.name}
-    return _proven(Compiled(_changed(program, changes), compiled.weights))
+        return None
 
 
 def _proven(compiled: Compiled) -> Compiled:

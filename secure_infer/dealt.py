@@ -148,8 +148,7 @@ class DealtEngine:
             channel.send(session.query(image))
             while session.state is not State.DONE:
                 session.meanwhile()
-                answer = session.handle(channel.receive(session.limit))
-                if answer is not None:
+                for answer in session.answers(channel.receive(session.limit)):
                     channel.send(answer)
         except BaseException:
             prepared.drop()
@@ -171,6 +170,8 @@ class DealtEngine:
         try:
             for covered in prepared.session.covers():
                 prepared.channel.send(covered)
+            if self._plan.gates:
+                prepared.session.handle(prepared.channel.receive(prepared.session.limit))
         except BaseException:
             prepared.drop()
             raise

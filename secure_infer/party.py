@@ -236,7 +236,9 @@ class Party:
             self._ended("bundle", "audited", session, opening, channel)
             return
         while session.state is State.PREPARING:
-            session.handle(message)
+            prepared = session.handle(message)
+            if prepared is not None:
+                channel.send(prepared)
             message = self._next(session, channel)
         self.operation.metrics.took("offline", time.perf_counter() - started)
         started = time.perf_counter()
@@ -255,10 +257,9 @@ class Party:
 
     @staticmethod
     def _told(session: PartySession, message: Message, channel: Channel) -> State:
-        answer = session.handle(message)
-        if answer is not None:
+        for answer in session.answers(message):
             channel.send(answer)
-            session.meanwhile()
+        session.meanwhile()
         return session.state
 
     def _ended(

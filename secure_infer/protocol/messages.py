@@ -194,6 +194,10 @@ class Audited(OfBundle, kind=17, fixed="16s"):
     """Party 1 has made the bundle anew: the dealer dealt as it should."""
 
 
+class Prepared(OfBundle, kind=18, fixed="16s"):
+    """Party 1 has all covered shares: the query may come."""
+
+
 @dataclass(frozen=True)
 class TupleDeal(Message, kind=32, fixed="16s 32s 32s"):
     """Party 0 asks the dealer for a bundle of the engine CrypTen."""

@@ -31,6 +31,7 @@ from .messages import (
     Message,
     Open,
     Output,
+    Prepared,
     Ready,
     Shifted,
     Signs,
@@ -107,8 +108,7 @@ class HospitalSession(Session):
         self._tables: dict[str, Bytes] = {}
         self._covered: dict[str, Words] = {}
         self._outputs: list[Words] = []
-        self._opened: Words = np.empty(0, np.uint64)
-        self._signs: Bytes = np.empty(0, np.uint8)
+        self._gates: dict[str, tuple[Words, Bytes]] = {}
 
     def begin(self) -> Deal:
         """Ask the dealer for a bundle."""
@@ -153,7 +153,7 @@ class HospitalSession(Session):
             terms.deltas[self._weight_mask] = self._deltas
         self.ahead()
         self.lifetime_s = message.lifetime_s
-        self.state = State.READY
+        self.state, self.awaited = State.READY, plan.to_hospital()[1:]
 
     def audit(self) -> Audit:
         """Give the bundle up for a test of the dealer: open its seed to party 1, which holds all of it by now."""
@@ -194,6 +194,10 @@ class HospitalSession(Session):
                 values = self._plan.ring.to_bytes([self._covered.pop(name)])
                 yield Covered(self.bundle, self._plan.numbers[name], values)
 
+    def _on_prepared(self, message: Prepared) -> None:
+        if self._covered:
+            raise ProtocolError("party 1 cannot have all covered shares yet", code="out-of-order")
+
     def query(self, image: NDArray[np.float64]) -> Masked:
         """Mask the input; afterwards the session waits for the output, or for the first gate.
 
@@ -203,10 +207,10 @@ class HospitalSession(Session):
             Checked against the program by the engine.
         """
         with self._burning(State.READY):
-            if self._covered:
+            if self._covered or self.awaited[0].kind is Prepared:
                 raise ProtocolError("party 1 has no covered shares yet", code="out-of-order")
             masked = self._masked(INPUT, self._plan.ring.encode(image, self._plan.program.fraction_bits))
-            self.state, self.awaited = State.QUERYING, self._plan.to_hospital()[1:]
+            self.state = State.QUERYING
             return masked
 
     def meanwhile(self) -> None:
@@ -231,20 +235,22 @@ class HospitalSession(Session):
         gate = self._plan.gates[self._step.name]
         assert isinstance(gate, ReluGate)
         high, joined = split(message.values, gate.size, gate.seen_bits)
-        self._opened = unpack(high, gate.size, gate.seen_bits, f"u{gate.ring.width}", low=gate.low)
+        opened = unpack(high, gate.size, gate.seen_bits, f"u{gate.ring.width}", low=gate.low)
         theirs = unpack(joined, gate.size, gate.joined_bits, "u4")
         tables = gate.view(self._tables[self._step.name])
-        bits, highest = gate.compare(self._opened, tables)
-        self._signs = gate.sign(self._opened, tables, bits ^ theirs, highest, 0)
-        sent = bits | (self._signs.astype(np.uint32) << np.uint32(gate.joined_bits))
+        bits, highest = gate.compare(opened, tables)
+        signs = gate.sign(opened, tables, bits ^ theirs, highest, 0)
+        self._gates[self._step.name] = opened, signs
+        sent = bits | (signs.astype(np.uint32) << np.uint32(gate.joined_bits))
         return Bits(self.bundle, message.layer, packed(pack(sent, gate.joined_bits + gate.comparisons)))
 
     def _on_signs(self, message: Signs) -> Message:
         name = self._step.name
         gate = self._plan.gates[name]
         assert isinstance(gate, ReluGate)
-        signs = self._signs ^ unpack(message.values, gate.size, gate.comparisons, "u1")
-        share = gate.select(self._opened, gate.view(self._tables.pop(name)), signs, 0)
+        opened, ours = self._gates.pop(name)
+        signs = ours ^ unpack(message.values, gate.size, gate.comparisons, "u1")
+        share = gate.select(opened, gate.view(self._tables.pop(name)), signs, 0)
         return self._masked(name, share.reshape(self._plan.shapes[name]))
 
     def _on_output(self, message: Output) -> None:

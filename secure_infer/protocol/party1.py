@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ from .messages import (
     Message,
     Open,
     Output,
+    Prepared,
     Ready,
     Shifted,
     Signs,
@@ -119,8 +121,10 @@ class PartySession(Session):
         self._material: dict[str, Vector] = {}
         self._covered: dict[str, Words] = {}
         self._shares: dict[str, Words] = {}
-        self._gate: tuple[Words, Tables, NDArray[np.uint32], Bytes] | None = None
-        self._late: Callable[[], None] = lambda: None
+        self._coming: Iterator[Message] = iter(())
+        self._gates: dict[str, tuple[Words, Tables, NDArray[np.uint32], Bytes]] = {}
+        self._late: deque[Callable[[], None]] = deque()
+        self._outstanding = 1  # tensors, the input or results of a round's gates, that wait for party 0's shares
 
     def _on_open(self, message: Open) -> Message:
         if message.wants_delta not in (0, 1):
@@ -183,7 +187,8 @@ class PartySession(Session):
             return None
         blinded = self._blinded() if self._wants_delta else b""
         self._auditable = True
-        self._await_query()
+        if not self._plan.gates:
+            self.state = State.READY
         return Ready(self.bundle, self._lifetime_s, blinded)
 
     def _blinded(self) -> Vector:
@@ -197,29 +202,38 @@ class PartySession(Session):
             start += weight.size
         return ring.to_bytes([found])
 
-    def _await_query(self) -> None:
-        if self.awaited[0].kind is Masked:
-            self.state = State.READY
-
-    def _on_covered(self, message: Covered) -> None:
+    def _on_covered(self, message: Covered) -> Message | None:
         assert self._masks is not None
         self._seed = b""
         name, ring = self._step.name, self._plan.ring
         shape = self._plan.shapes[name]
         mask = self._masks.words(Label.PARTY_GATE_MASK, message.layer, shape, ring)
         self._covered[name] = ring.from_bytes(message.values, shape) + mask
-        self._await_query()
+        if self.awaited[0].kind is Covered:
+            return None
+        self.state = State.READY
+        return Prepared(self.bundle)
 
     def meanwhile(self) -> None:
-        """Do, while party 0 works on the last answer, what can be done before its next message."""
+        """Do, while party 0 works on the last answers, what can be done before its next message."""
         with self._burning():
-            self._late()
-            coming = next((one for one in self._material if one in self._plan.gates), "") if self.awaited else ""
-            if coming and self.awaited[0].kind is Masked:
+            if not self.awaited or self.awaited[0].kind is not Masked:
+                return
+            self._select()
+            coming = next((one for one in self._material if one in self._plan.gates), "")
+            if coming:
                 fetch(self._material[coming])
 
-    def _on_masked(self, message: Masked) -> Message:
-        self._late()
+    def _select(self) -> None:
+        """Do what no message waits for: the selections, once all signs of a round were sent."""
+        while self._late:
+            self._late.popleft()()
+
+    def _more(self) -> Message | None:
+        return next(self._coming, None)
+
+    def _on_masked(self, message: Masked) -> Message | None:
+        self._select()
         name, shares = self._step.name, self._shares
         self.state, self._seed = State.QUERYING, b""
         shape, gate = self._plan.shapes[name], self._plan.gates.get(name)
@@ -231,17 +245,23 @@ class PartySession(Session):
             masked = self._plan.ring.from_bytes(message.values, shape)
         # Without a share of its own (the input), party 1 holds x - r at once; else its share of the gate's result adds.
         shares[name] = masked + shares[name] if name in shares else masked
-        return self._advance()
+        self._outstanding -= 1
+        if self._outstanding:
+            return None
+        self._coming = self._advance()
+        return next(self._coming)
 
-    def _advance(self) -> Message:
-        """Compute up to the next gate, or to the output."""
+    def _advance(self) -> Iterator[Message]:
+        """Compute up to the results of the next round of gates, or to the output."""
         assert self.model is not None
         plan, shares = self._plan, self._shares
         for layer in self._layers:
             name, given = layer.name, [shares[one] for one in sources(layer)]
             if isinstance(layer, Gated):
-                return self._shift(name, given[0])
-            if name in plan.weighted:
+                yield self._shift(name, given[0])
+                if name in (names[-1] for names in plan.rounds):
+                    return
+            elif name in plan.weighted:
                 correction = plan.ring.from_bytes(self._material.pop(name), plan.shapes[name])
                 found = weigh(plan.weighted[name], given[0], self.model.weights[name])
                 found += correction
@@ -253,20 +273,22 @@ class PartySession(Session):
                 limits = plan.ring.encode(np.array(layer.limits), plan.fractions[name])
                 shares[name] = shares[name] - limits[:, None, None]
         values = plan.ring.to_bytes([shares[one] for one in plan.opened])
+        bundle = self.bundle
         self._end(State.DONE)
-        return Output(self.bundle, values)
+        yield Output(bundle, values)
 
     def _shift(self, name: str, share: Words) -> Message:
         gate, number = self._plan.gates[name], self._plan.numbers[name]
         opened = gate.reduced((self._covered.pop(name) + share).reshape(-1))
         block = np.frombuffer(self._material.pop(name), np.uint8)
+        self._outstanding += 1
         if isinstance(gate, TruncationGate):
             tops, result = gate.truncate(opened, block)
             self._shares[name] = result.reshape(self._plan.shapes[name])
             return Tops(self.bundle, number, packed(pack(tops, 1)))
         tables = gate.view(block)
         bits, highest = gate.compare(opened, tables)
-        self._gate = opened, tables, bits, highest
+        self._gates[name] = opened, tables, bits, highest
         return Shifted(
             self.bundle, number, packed(pack(opened, gate.seen_bits, gate.low), pack(bits, gate.joined_bits))
         )
@@ -274,16 +296,14 @@ class PartySession(Session):
     def _on_bits(self, message: Bits) -> Message:
         name, gate = self._step.name, self._plan.gates[self._step.name]
         assert isinstance(gate, ReluGate)
-        assert self._gate is not None
-        opened, tables, bits, highest = self._gate
+        opened, tables, bits, highest = self._gates.pop(name)
         theirs = unpack(message.values, gate.size, gate.joined_bits + gate.comparisons, "u4")
         joined = bits ^ (theirs & np.uint32((1 << gate.joined_bits) - 1))
         signs = gate.sign(opened, tables, joined, highest, 1)
         both: Bytes = signs ^ (theirs >> np.uint32(gate.joined_bits)).astype(np.uint8)
 
         def select() -> None:
-            self._late = lambda: None
             self._shares[name] = gate.select(opened, tables, both, 1).reshape(self._plan.shapes[name])
 
-        self._gate, self._late = None, select
+        self._late.append(select)
         return Signs(self.bundle, message.layer, packed(pack(signs, gate.comparisons)))

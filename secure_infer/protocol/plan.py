@@ -50,6 +50,8 @@ class Plan:
         Layers with weights and gates, by name, in running order.
     numbers : dict
         Each tensor's number, 0 for the input: what messages and streams are labelled with.
+    rounds : list of list of str
+        Gates in running order; those of one list do not wait for each other's results, so their messages go together.
     materials : dict
         Bytes of what the dealer gives party 1, by layer, in running order.
     largest_signed : int
@@ -72,8 +74,16 @@ class Plan:
         self.numbers = {INPUT: 0} | {layer.name: number for number, layer in enumerate(program.layers, 1)}
         self.weighted: dict[str, Weighted] = {}
         self.gates: dict[str, Gate] = {}
-        dealt = {INPUT}
+        self.rounds: list[list[str]] = []
+        dealt, awaited = {INPUT}, set[str]()
         for layer in program.layers:
+            if not awaited.isdisjoint(sources(layer)):
+                awaited = set()
+            if isinstance(layer, Gated):
+                if not awaited:
+                    self.rounds.append([])
+                self.rounds[-1].append(layer.name)
+                awaited.add(layer.name)
             self._add(layer, dealt)
         if program.guard is not None and not isinstance(self.gates.get(program.guard), ReluGate):
             raise ConfigError("the guard is no gate", code="program-shape")
@@ -123,33 +133,43 @@ class Plan:
         """Return the length of tensors, bytes."""
         return sum(prod(self.shapes[one]) for one in names) * self.ring.width
 
-    def _step(self, kind: type[messages.OfBundle], name: str, size: int | None = None) -> Step:
-        return Step(kind, name, self.numbers[name], self.size(name) if size is None else size)
+    def _step(self, kind: type[messages.OfBundle], name: str, *bits: int) -> Step:
+        """Give the message that brings a tensor, or of each value so many bits, each number packed on its own."""
+        size = sum(packed_bytes(prod(self.shapes[name]), one) for one in bits) if bits else self.size(name)
+        return Step(kind, name, self.numbers[name], size)
 
     def to_party(self) -> list[Step]:
         """List what party 1 receives after `Open`: from the dealer, from party 0 offline, and from party 0 online."""
         found = [Step(messages.Half, size=self.largest_signed)]
-        found += [self._step(messages.Material, name, size) for name, size in self.materials.items()]
+        found += [Step(messages.Material, name, self.numbers[name], size) for name, size in self.materials.items()]
         found += [self._step(messages.Covered, name) for name in self.gates]
         found.append(self._step(messages.Masked, INPUT))
-        for name, gate in self.gates.items():
-            if isinstance(gate, TruncationGate):
-                found.append(self._step(messages.Masked, name, packed_bytes(gate.size, gate.shift)))
-                continue
-            bits = packed_bytes(gate.size, gate.joined_bits + gate.comparisons)
-            found += [self._step(messages.Bits, name, bits), self._step(messages.Masked, name)]
+        for names in self.rounds:
+            later: list[Step] = []
+            for name in names:
+                gate = self.gates[name]
+                if isinstance(gate, TruncationGate):
+                    found.append(self._step(messages.Masked, name, gate.shift))
+                else:
+                    found.append(self._step(messages.Bits, name, gate.joined_bits + gate.comparisons))
+                    later.append(self._step(messages.Masked, name))
+            found += later
         return found
 
     def to_hospital(self) -> list[Step]:
         """List what party 0 receives of party 1: before the query (blinded weights, where it asks) and in it."""
         found = [Step(messages.Ready, size=sum(map(prod, self.weight_shapes())) * self.ring.width)]
-        for name, gate in self.gates.items():
-            if isinstance(gate, TruncationGate):
-                found.append(self._step(messages.Tops, name, packed_bytes(gate.size, 1)))
-                continue
-            shifted = packed_bytes(gate.size, gate.seen_bits) + packed_bytes(gate.size, gate.joined_bits)
-            signs = packed_bytes(gate.size, gate.comparisons)
-            found += [self._step(messages.Shifted, name, shifted), self._step(messages.Signs, name, signs)]
+        found += [Step(messages.Prepared)] if self.gates else []
+        for names in self.rounds:
+            later: list[Step] = []
+            for name in names:
+                gate = self.gates[name]
+                if isinstance(gate, TruncationGate):
+                    found.append(self._step(messages.Tops, name, 1))
+                else:
+                    found.append(self._step(messages.Shifted, name, gate.seen_bits, gate.joined_bits))
+                    later.append(self._step(messages.Signs, name, gate.comparisons))
+            found += later
         return [*found, Step(messages.Output, size=self.size(*self.opened))]
 
     def _measure(self) -> None:

@@ -72,8 +72,19 @@ class Session:
         """Longest frame that may come now."""
         return max(LARGEST_FAILURE, *(overhead(step.kind) + step.size for step in self.awaited[:1]))
 
+    def answers(self, message: Message) -> Iterator[Message]:
+        """Take a message and give, one after the other, what to send before the next one comes; errors as `handle`."""
+        answer = self.handle(message)
+        while answer is not None:
+            yield answer
+            with self._burning():
+                answer = self._more()
+
+    def _more(self) -> Message | None:
+        return None
+
     def handle(self, message: Message) -> Message | None:
-        """Take a message and return the answer to send, if any.
+        """Take a message and return the first answer to send, if any.
 
         Raises
         ------

@@ -20,6 +20,8 @@ from ..protocol.messages import Failure, Message, decode, room
 LENGTH = struct.Struct(">I")
 #: Frames up to this length go out with their length in one write.
 ONE_RECORD = 1 << 14
+#: Most that is kept before it is asked for, bytes: more than one side of the largest program's gates says at a time.
+MOST_AHEAD = 1 << 25
 
 
 class Channel:
@@ -52,6 +54,7 @@ class Channel:
         self.received = 0
         self._connection = connection
         self._timeout_s = timeout_s
+        self._ahead = bytearray()
 
     @classmethod
     def dial(cls, endpoint: EndpointSettings, context: ssl.SSLContext, name: str, timeout_s: float) -> Channel:
@@ -66,10 +69,10 @@ class Channel:
     def quiet(self) -> bool:
         """Whether the peer has said nothing more, an end included; call it where nothing may come."""
         readable, _, _ = select.select([self._connection], [], [], 0)
-        return not readable and not self._connection.pending()
+        return not readable and not self._connection.pending() and not self._ahead
 
     def send(self, message: Message) -> None:
-        """Send one message.
+        """Send one message; what comes meanwhile is kept, so that two sides that both send do not wait for each other.
 
         Raises
         ------
@@ -79,13 +82,34 @@ class Channel:
         parts = message.parts()
         size = sum(map(len, parts))
         body = [parts.pop()] if size > ONE_RECORD else []  # a copy of it would take as long as its encryption
+        deadline = time.monotonic() + self._timeout_s
         try:
-            self._connection.settimeout(self._timeout_s)
+            self._connection.settimeout(0.0)
             for part in (b"".join([LENGTH.pack(size), *parts]), *body):
-                self._connection.sendall(part)
+                self._write(memoryview(part).cast("B"), deadline)
         except OSError as error:
             raise self._failed(error) from error
         self.sent += LENGTH.size + size
+
+    def _write(self, view: memoryview, deadline: float) -> None:
+        while view:
+            try:
+                view = view[self._connection.send(view) :]
+            except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                self._wait_to_write(deadline)
+
+    def _wait_to_write(self, deadline: float) -> None:
+        listens = [self._connection] if len(self._ahead) < MOST_AHEAD else []
+        left_s = max(deadline - time.monotonic(), 0.0)
+        readable, writable, _ = select.select(listens, [self._connection], [], left_s)
+        if not readable and not writable:
+            raise TimeoutError(f"{self.name} does not read")
+        if readable:
+            with contextlib.suppress(ssl.SSLWantReadError):  # a part of a record
+                received = self._connection.recv(ONE_RECORD)
+                if not received:
+                    raise Unavailable(f"{self.name} closed the connection", code="connection-closed")
+                self._ahead += received
 
     def receive(self, limit: int, wait_s: float | None = None) -> Message:
         """Wait for one message.
@@ -130,6 +154,11 @@ class Channel:
         """Read exactly as many bytes as fit before the time is over, however slowly they drip."""
         deadline = time.monotonic() + timeout_s
         try:
+            if self._ahead and view:
+                count = min(len(view), len(self._ahead))
+                view[:count] = self._ahead[:count]
+                del self._ahead[:count]
+                view = view[count:]
             while view:
                 self._connection.settimeout(max(deadline - time.monotonic(), 1e-3))
                 count = self._connection.recv_into(view)

@@ -32,7 +32,7 @@ from secure_infer.protocol.party1 import PartySession, Peers, PrivateModel
 from secure_infer.protocol.plan import Plan
 from secure_infer.protocol.prg import Context, bundle_masks, gate_masks
 from secure_infer.protocol.seal import unseal
-from secure_infer.protocol.session import State
+from secure_infer.protocol.session import Session, State
 from tests.secure_infer.small_dealer import HOSPITAL, MODEL, PARTY, SEALING_KEY, SIGNER
 
 #: Fractional bits of activations and weights, by ring.
@@ -136,6 +136,10 @@ class Trio:
         self.transcript.append((direction, message))
         return message
 
+    def _told(self, direction: str, session: Session, message: Message) -> list[Message]:
+        assert len(message.encode()) <= session.limit
+        return list(session.answers(self._note(direction, message)))
+
     def deal(self) -> tuple[HospitalSession, PartySession]:
         """Get a bundle to both sides."""
         hospital, party = self.hospital(), self.party()
@@ -159,19 +163,19 @@ class Trio:
         hospital, party = self.deal()
         for covered in hospital.covers():
             assert len(covered.encode()) <= party.limit
-            party.handle(self._note("P0→P1", covered))
+            for prepared in party.answers(self._note("P0→P1", covered)):
+                hospital.handle(self._note("P1→P0", prepared))
         assert party.state is State.READY
         return hospital, party
 
     def ask(self, image: np.ndarray, sessions: tuple[HospitalSession, PartySession] | None = None) -> np.ndarray:
         """Run a query and return the opened output, shape (channels, rows, columns)."""
         hospital, party = sessions or self.prepare()
-        asked = hospital.query(image)
-        while hospital.state is not State.DONE:
-            assert len(asked.encode()) <= party.limit
-            answer = self._note("P1→P0", party.handle(self._note("P0→P1", asked)))
-            assert len(answer.encode()) <= hospital.limit
-            asked = hospital.handle(answer)
+        asked: list[Message] = [hospital.query(image)]
+        while asked:
+            answers = [one for message in asked for one in self._told("P0→P1", party, message)]
+            asked = [one for message in answers for one in self._told("P1→P0", hospital, message)]
+        assert hospital.state is State.DONE
         assert hospital.outputs is not None
         return hospital.outputs
 

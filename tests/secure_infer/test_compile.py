@@ -15,7 +15,7 @@ from secure_infer.compile import compile_network
 from secure_infer.engine import input_of
 from secure_infer.network import STAGE_NAMES, STAGES
 from secure_infer.networks import SmallCNN, lite0_suffix
-from secure_infer.program import ReluLayer
+from secure_infer.program import GuardLayer, ReluLayer
 from secure_infer.protocol.plan import Plan
 from tests.secure_infer.small_network import Trio
 
@@ -237,12 +237,13 @@ def test_the_engine_in_the_clear_gives_the_modules_logits():
     assert np.abs(found.logits - logits(network, image)).max() < 1e-5
 
 
-def test_the_guard_of_a_compiled_network_covers_every_other_gate():
+def test_the_guard_of_a_compiled_network_covers_every_gate_but_the_last_and_takes_its_turns_with_that_one():
     compiled = compile_network(trained(SmallCNN(), (1, 128, 128)), images((1, 128, 128)))
-    gates = [layer.name for layer in compiled.program.layers if isinstance(layer, ReluLayer)]
-    assert gates[-1] == compiled.program.guard
-    guard = compiled.program.layers[-2]
-    assert list(guard.sources) == gates[:-1]
+    *before, gate, last = (layer.name for layer in compiled.program.layers if isinstance(layer, ReluLayer))
+    assert gate == compiled.program.guard
+    guard = next(layer for layer in compiled.program.layers if isinstance(layer, GuardLayer))
+    assert list(guard.sources) == before
+    assert Plan(compiled.program).rounds[-1] == [gate, last]
     for image in images((1, 128, 128)):
         assert (evaluate(compiled.program, compiled.weights, image)[guard.name] < 0).all()
 

@@ -21,6 +21,7 @@ from secure_infer.protocol.messages import (
     OfLayer,
     Open,
     Output,
+    Prepared,
     Ready,
     TupleDeal,
     TupleFetch,
@@ -45,6 +46,7 @@ SAMPLES: dict[type[Message], Message] = {
         Output(NAME, bytes(64)),
         Audit(NAME, b"e" * 32),
         Audited(NAME),
+        Prepared(NAME),
         Failure(1, b"protocol"),
         TupleDeal(b"s" * 16, b"m" * 32, b"p" * 32, b"{}"),
         TupleFetch(NAME, b"m" * 32, b"d" * 32, b"h" * 32),
@@ -57,7 +59,7 @@ SAMPLES: dict[type[Message], Message] = {
 #: As the table of the protocol's README has them.
 FIXED = {
     "Deal": 97, "Bundle": 97, "Open": 82, "Fetch": 113, "Half": 49, "Ready": 21, "Output": 17, "Audit": 49,
-    "Audited": 17, "Failure": 2,
+    "Audited": 17, "Failure": 2, "Prepared": 17,
     "TupleDeal": 81, "TupleFetch": 113, "TupleSeed": 49, "TupleOpen": 81, "TupleReady": 17,
 }  # fmt: skip
 

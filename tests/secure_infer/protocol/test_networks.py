@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from dicom_node.core.errors import ConfigError, Refused
 from secure_infer.bounds import narrowed, prove
 from secure_infer.clear import evaluate
-from secure_infer.program import INPUT, ConvolutionLayer, DenseLayer, Program, ReluLayer
+from secure_infer.program import INPUT, AdditionLayer, ConvolutionLayer, DenseLayer, Program, ReluLayer
 from secure_infer.protocol.party1 import PrivateModel
 from secure_infer.protocol.plan import Plan
 from tests.secure_infer.integer_reference import exact
 from tests.secure_infer.small_model import weights_of
-from tests.secure_infer.small_network import MODEL, Builder, Trio, every_kind, network
+from tests.secure_infer.small_network import FRACTIONS, MODEL, Builder, Trio, every_kind, network
 
 #: Weights of `every_kind` between its guarded gates.
 GUARDED = ("stem.weight", "depth.weight", "half.weight", "project.weight")
@@ -55,6 +55,19 @@ def test_a_random_network_gives_exactly_the_integer_result(data, bits, seed, nar
     trio = Trio(made, weights)
     opened = trio.ask(image)
     assert (opened == exact(made, weights, image, trio.gate_masks())).all()
+
+
+def test_gates_that_do_not_wait_for_each_other_take_their_turns_together():
+    layers = [ConvolutionLayer(name=f"c{one}", source=INPUT, out_channels=2, kernel=(1, 1)) for one in "ab"]
+    layers += [ReluLayer(name=f"r{one}", source=f"c{one}", shift=FRACTIONS[64][1]) for one in "ab"]
+    made = network([*layers, AdditionLayer(name="sum", first="ra", second="rb")], shape=(3, 2, 2))
+    weights = weights_of(made)
+    trio = Trio(made, weights)
+    assert trio.plan.rounds == [["ra", "rb"]]
+    image = np.random.default_rng(3).uniform(-4, 4, made.input_shape)
+    assert (trio.ask(image) == exact(made, weights, image, trio.gate_masks())).all()
+    kinds = [type(one).__name__ for way, one in trio.transcript if way == "P1→P0"][-5:]
+    assert kinds == ["Shifted", "Shifted", "Signs", "Signs", "Output"]
 
 
 @pytest.mark.parametrize("narrow", [False, True])

@@ -10,7 +10,19 @@ import numpy as np
 import pytest
 
 from dicom_node.core.errors import ProtocolError
-from secure_infer.protocol.messages import KINDS, Audit, Audited, Deal, Failure, Fetch, Message, Open, TupleDeal
+from secure_infer.protocol.messages import (
+    KINDS,
+    Audit,
+    Audited,
+    Deal,
+    Failure,
+    Fetch,
+    Message,
+    Open,
+    Prepared,
+    Ready,
+    TupleDeal,
+)
 from secure_infer.protocol.party0 import HospitalSession
 from secure_infer.protocol.party1 import PartySession
 from secure_infer.protocol.session import Session, State
@@ -50,16 +62,14 @@ def session_before(role: str, step: int) -> Session:
         session = PartySession(COURSE.peers, lambda _: COURSE.model, lambda _: None, 600)
     for message in TO[role][:step]:
         handled(session, message)
-    if role == "P0" and session.state is State.READY:
-        list(session.covers())
-        session.query(IMAGE)
     return session
 
 
 def handled(session: Session, message: Message) -> None:
-    session.handle(message)
-    if isinstance(session, HospitalSession) and session.state is State.READY:
+    list(session.answers(message))
+    if isinstance(session, HospitalSession) and isinstance(message, Ready):
         list(session.covers())
+    if isinstance(session, HospitalSession) and isinstance(message, Prepared):
         session.query(IMAGE)
 
 
@@ -124,6 +134,19 @@ def test_the_hospital_does_not_query_before_party_1_has_its_covered_shares():
         hospital.handle(message)
     with pytest.raises(ProtocolError):
         hospital.query(IMAGE)
+    assert hospital.state is State.ABORTED
+    with pytest.raises(ProtocolError):
+        session_before("P0", 2).query(IMAGE)  # sent, and not acknowledged
+
+
+def test_covered_shares_are_not_acknowledged_before_they_were_sent():
+    hospital = HospitalSession(dataclasses.replace(COURSE.terms, deltas={}))
+    hospital.begin()
+    for message in TO["P0"][:2]:
+        hospital.handle(message)
+    assert isinstance(TO["P0"][2], Prepared)
+    with pytest.raises(ProtocolError):
+        hospital.handle(TO["P0"][2])
     assert hospital.state is State.ABORTED
 
 

@@ -16,12 +16,20 @@ from dicom_node.core.errors import ProtocolError, Unavailable, VeilRayError
 from dicom_node.core.pki import Authority
 from dicom_node.core.settings import EndpointSettings, TlsSettings
 from secure_infer.protocol.messages import Failure, Open, Output, Ready
-from secure_infer.transport.channel import LENGTH, Channel
+from secure_infer.transport.channel import LENGTH, ONE_RECORD, Channel
 from secure_infer.transport.server import Limits, Server
 
 ASK = Open(b"B" * 16, b"m" * 32, bytes(32), 0)
 ANSWER = Ready(b"B" * 16, 60, bytes(100))
 LARGE = 1 << 12
+MUCH = Ready(b"B" * 16, 60, bytes(range(256)) * (1 << 15))
+
+
+def first_send(channel: Channel) -> None:
+    """Send much more than any buffer holds, and only then listen."""
+    channel.send(MUCH)
+    channel.send(channel.receive(len(MUCH.encode())))
+    channel.receive(LARGE)
 
 
 def answer(channel: Channel) -> None:
@@ -221,3 +229,29 @@ def test_stopping_ends_a_connection_that_waits(serve):
         with pytest.raises(Unavailable):
             channel.receive(LARGE)
         assert time.monotonic() - started < 4.0
+
+
+def test_two_sides_that_send_at_once_do_not_wait_for_each_other(serve):
+    site = serve(first_send, message_s=5.0)
+    with site.dial() as channel:
+        channel.send(MUCH)
+        assert not channel.quiet
+        for _ in range(2):
+            assert channel.receive(len(MUCH.encode())) == MUCH
+        assert channel.quiet
+
+
+def test_a_peer_that_sends_without_end_and_never_reads_is_given_up(serve, monkeypatch):
+    monkeypatch.setattr("secure_infer.transport.channel.MOST_AHEAD", 1 << 20)
+
+    def flood(channel: Channel) -> None:
+        while True:
+            channel.send(MUCH)
+
+    site = serve(flood, message_s=0.5)
+    with site.dial(timeout_s=0.5) as channel:
+        with pytest.raises(Unavailable) as caught:
+            while True:
+                channel.send(MUCH)
+        assert caught.value.code in {"peer-timeout", "connection-closed"}
+        assert 0 < len(channel._ahead) < (1 << 20) + ONE_RECORD
