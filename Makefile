@@ -40,8 +40,9 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
+# Three processes on two cores: tests of whole systems mostly wait for each other's processes.
 unit: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 bench: setup
 	$(BIN)/python -m tests.bench
