@@ -127,7 +127,7 @@ def storescp(folder: Path, *options: str, classes: Sequence[str] = ()) -> Iterat
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([executable, "-od", str(received), *options, str(port)], stdout=log, stderr=log)
     try:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline and process.poll() is None:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:

@@ -158,7 +158,7 @@ class Roles:
 
     def answered(self, bundle_id: str) -> dict[str, Any]:
         """The party's log line of a query, which it writes after it has sent its answer."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while True:
             for line in self.party.lines():
                 if (line["event"], line.get("bundle_id")) == ("query-answered", bundle_id):
@@ -201,7 +201,7 @@ def plain(roles: Roles, seed: int = 0) -> np.ndarray:
 
 def wait_until(true: Callable[[], bool], otherwise: str) -> None:
     """Wait for what a service does after it has answered, such as its log lines and the rows of its trail."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not true():
         assert time.monotonic() < deadline, otherwise
         time.sleep(0.02)

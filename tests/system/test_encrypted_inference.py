@@ -73,7 +73,7 @@ def test_bundles_that_waited_too_long_are_dropped_and_replaced_after_the_next_qu
     wait_for_bundles(engine, 2)
     old = {one.session.bundle for one in engine._ready}
     now[0] = 0.8 * 600
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while engine._ready:
         assert time.monotonic() < deadline, "stale bundles were kept"
         time.sleep(0.02)
@@ -142,7 +142,7 @@ def test_an_expired_certificate_is_refused(roles):
         ask(roles.engine(who="old"))
     assert caught.value.code == "tls-handshake"
     assert "certificate expired" in str(caught.value)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not any(line.get("code") == "certificate-out-of-date" for line in roles.dealer.lines()):
         assert time.monotonic() < deadline, "the dealer did not say why it refused"
         time.sleep(0.02)

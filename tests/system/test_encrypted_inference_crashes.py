@@ -33,7 +33,7 @@ def fragile(tmp_path: Path) -> Iterator[Roles]:
 def pause(pid: int) -> None:
     """Stop a process, and wait until each of its threads stands: a busy machine takes its time over the last ones."""
     os.kill(pid, signal.SIGSTOP)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while any(
         file.read_text().rpartition(")")[2].split()[0] != "T" for file in Path(f"/proc/{pid}/task").glob("*/stat")
     ):
