@@ -42,13 +42,14 @@ types: setup
 
 # Three processes on two cores: tests of whole systems mostly wait for each other's processes.
 unit: setup
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not campaign'
 
 bench: setup
 	$(BIN)/python -m tests.bench
 
-# A night's worth of queries: seconds to minutes, so not a part of `make test`.
-campaign: setup
+# What takes long: the tests marked so, and a night's worth of queries.
+campaign: setup packages
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m campaign
 	$(BIN)/python -m tests.bench.soak --json build/soak.json --queries 2000
 
 clean:

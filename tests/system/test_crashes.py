@@ -82,7 +82,18 @@ def crash(hospital: Hospital, place: str) -> None:
         assert not hospital.stack.services[name].alive  # bundles are fetched ahead: the place came before "ready"
 
 
-@pytest.mark.parametrize("place", [one for one in PLACES if one.partition("-")[0] in SERVICES])
+#: Crashes of party 1 and of the dealer are tested by themselves, too (`test_encrypted_faults`, `test_dealer_pool`).
+ELSEWHERE_TOO = {"party1": pytest.mark.campaign, "dealer": pytest.mark.campaign}
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param(place, marks=ELSEWHERE_TOO.get(who, ()))
+        for place, who in ((one, one.partition("-")[0]) for one in PLACES)
+        if who in SERVICES
+    ],
+)
 def test_a_crash_at_this_place_loses_nothing_and_doubles_nothing(hospital: Hospital, place: str) -> None:
     service = hospital.stack.services[SERVICES[place.partition("-")[0]]]
     crash(hospital, place)

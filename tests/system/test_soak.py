@@ -6,6 +6,7 @@ import mmap
 import socket
 
 import numpy as np
+import pytest
 
 from tests.bench.soak import Samples, run, services
 from tests.system import holdings
@@ -20,6 +21,7 @@ def leaks(samples: Samples) -> dict[str, float]:
     return {name: samples.growth[name] for name, most in KEPT.items() if samples.growth[name] > most}
 
 
+@pytest.mark.campaign
 def test_600_queries_in_a_row_leave_nothing_behind_at_any_of_the_three(tmp_path):
     with services(tmp_path) as (looks, engine, shape):
         images = np.random.default_rng(0).uniform(-1, 1, (4, *shape))
