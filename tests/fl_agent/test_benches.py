@@ -13,7 +13,7 @@ from scipy.special import softmax
 
 from fl_agent.head import RECIPE
 from fl_agent.trainset import Films
-from tests.bench import accuracy, dp, scores
+from tests.bench import accuracy, dp, order_out, scores
 
 
 @pytest.fixture(autouse=True)
@@ -117,3 +117,30 @@ def test_an_interval_covers_patients_and_trainings() -> None:
     assert same.low < same.value < same.high
     assert poor.high - poor.low > 2 * (same.high - same.low)
     assert same.value == pytest.approx(((1 - softmax(good, 1)[:, 0] - (labels > 0)) ** 2).mean())
+
+
+def numbered(part: accuracy.Part, series: str) -> accuracy.Part:
+    """Name the films as the data set does: its patients get the numbers from 3 on, in twos."""
+    names = tuple(f"train/{series}{3 + 2 * patient}-0001.jpeg" for patient in part.films.patients.tolist())
+    return replace(part, films=replace(part.films, files=names))
+
+
+def test_blocks_follow_the_numbers_of_each_series_and_not_their_spelling() -> None:
+    first, second = numbered(part(30, 1), "normal/IM-0"), numbered(part(60, 2), "normal/NORMAL2-IM-")
+    owner = np.concatenate([first.films.patients, second.films.patients + 30])
+    both = Films(first.films.files + second.films.files, ("",) * len(owner), np.zeros_like(owner), owner)
+    expected = np.concatenate([np.repeat(np.arange(1, 7), 5), np.repeat(np.arange(1, 7), 10)])
+    np.testing.assert_array_equal(order_out.ordered(both), expected)
+
+
+def test_a_block_held_out_is_scored_by_a_head_that_never_saw_it() -> None:
+    whole = numbered(part(240, 1), "normal/IM-")
+    recipe = replace(RECIPE, steps=10)
+    assert order_out.measure(whole, recipe, epsilon=None, draws=1)["auc_pneumonia"] > 0.95
+    # Whoever is held out shows the class where the others show another one: only a head that saw them could know.
+    turned = np.where((order_out.ordered(whole.films) == 1)[whole.films.patients, None], [1, 2, 0], [0, 1, 2])
+    features = whole.features.copy()
+    features[:, :, :3] = np.take_along_axis(features[:, :, :3], turned[:, None], axis=2)
+    found = order_out.measure(replace(whole, features=features), recipe, epsilon=None, draws=1)
+    assert found["block1_auc_pneumonia"] < 0.6
+    assert found["block2_auc_pneumonia"] > 0.9

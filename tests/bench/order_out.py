@@ -1,0 +1,123 @@
+"""Accuracy of a recipe on training films from before, between and after those that it learned from.
+
+Run: ``python -m tests.bench.order_out --json FILE``, with `PNEUMONIA_DATA` naming the folder that holds kermany224. The
+data set's numbers follow the order of collection, and its test films carry the lowest ones: they lie outside of what
+was trained on, as a new hospital's do, and folds drawn at random do not show what that costs. Here each of the four
+series of numbers is cut into blocks, and whole blocks are held out. `accuracy.md` has the rule by which recipes are
+chosen with this; test films are never read. Keys: `blockN_auc_pneumonia`, `blockN_auc_bacterial_viral` (1 is lowest),
+the same for `random`, means over draws of noise; and the means over `CHOOSING`, without a prefix.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dicom_node.core import logs
+from fl_agent import head
+from fl_agent.figures import auc
+from fl_agent.train import Recipe
+from fl_agent.trainset import VIEWS, Films, pooled_features, read_manifest
+from secure_infer.network import Trunk
+from tests.bench import figures
+from tests.bench.accuracy import Part, logits, pooled
+
+#: Of each series; 17 % of its patients are in one.
+BLOCKS = 6
+#: Those that decide: the lowest, as the test films are, its neighbour, and the highest.
+CHOOSING = (1, 2, 6)
+#: `train/normal/IM-0115-0001.jpeg`, `train/normal/NORMAL2-IM-0383-0001.jpeg`, `train/virus/person1_virus_6.jpeg`.
+NUMBERED = re.compile(r"(?P<series>\w+/(?:NORMAL2-)?(?:IM-|person))(?P<number>\d+)[-_]")
+Blocks = NDArray[np.int64]
+
+
+def ordered(films: Films) -> Blocks:
+    """Number the block of each patient, 1 (the lowest numbers) to `BLOCKS`, shape (patients,)."""
+    series: dict[str, dict[int, int]] = {}
+    for file, patient in zip(films.files, films.patients.tolist(), strict=True):
+        found = NUMBERED.search(file)
+        if found is None:
+            raise ValueError(f"{file} carries no number of a patient")
+        series.setdefault(found["series"], {})[patient] = int(found["number"])
+    blocks = np.zeros(films.count, dtype=np.int64)
+    for numbers in series.values():
+        patients = sorted(numbers, key=numbers.__getitem__)
+        blocks[patients] = 1 + np.arange(len(patients)) * BLOCKS // len(patients)
+    return blocks
+
+
+def drawn(films: Films, seed: int = 0) -> Blocks:
+    """Number blocks of the same sizes, of each class's patients in random order: what the order is compared with."""
+    blocks, rng = np.zeros(films.count, dtype=np.int64), np.random.default_rng(seed)
+    for label in range(3):
+        patients = rng.permutation(np.flatnonzero(films.patient_labels == label))
+        blocks[patients] = 1 + np.arange(len(patients)) * BLOCKS // len(patients)
+    return blocks
+
+
+def held_out(
+    part: Part, out: NDArray[np.bool_], epsilon: float | None, recipe: Recipe, draws: int
+) -> tuple[float, float]:
+    """Train without some patients and evaluate on them; AUC of pneumonia and of bacterial against viral."""
+    training, rest = part.take(~out), part.take(out)
+    ill, bacterial = rest.films.labels > 0, rest.films.labels == 1
+    found = []
+    for _ in range(draws):
+        said = logits(pooled(training, epsilon, recipe), rest)
+        pneumonia = np.logaddexp(said[:, 1], said[:, 2]) - said[:, 0]
+        found.append((auc(pneumonia, ill), auc((said[:, 1] - said[:, 2])[ill], bacterial[ill])))
+    first, second = np.mean(found, axis=0).tolist()
+    return first, second
+
+
+def measure(
+    part: Part, recipe: Recipe = head.RECIPE, *, epsilon: float | None = 3.0, draws: int = 5, every: bool = False
+) -> dict[str, float]:
+    """Hold out blocks in turn: those of `CHOOSING`, or all and random ones besides."""
+    blocks, random = ordered(part.films), drawn(part.films)
+    numbers = range(1, BLOCKS + 1) if every else CHOOSING
+    said = {f"block{number}": held_out(part, blocks == number, epsilon, recipe, draws) for number in numbers}
+    if every:
+        several = [held_out(part, random == number, epsilon, recipe, draws) for number in numbers]
+        first, second = np.mean(several, axis=0).tolist()
+        said["random"] = (first, second)
+    names = ("auc_pneumonia", "auc_bacterial_viral")
+    found = {f"{where}_{name}": value for where, both in said.items() for name, value in zip(names, both, strict=True)}
+    for place, name in enumerate(names):
+        found[name] = float(np.mean([said[f"block{number}"][place] for number in CHOOSING]))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--taps", nargs="+", default=list(head.TAPS))
+    parser.add_argument("--steps", type=int, default=head.RECIPE.steps)
+    parser.add_argument("--rate", type=float, default=head.RECIPE.learning_rate)
+    parser.add_argument("--clip", type=float, default=head.RECIPE.clip)
+    parser.add_argument("--draws", type=int, default=5, help="trainings for each block held out")
+    parser.add_argument("--every", action="store_true", help="hold out every block, and random ones")
+    parser.add_argument("--no-noise", action="store_true", help="without privacy, as a bound")
+    parser.add_argument("--cache", type=Path, default=Path("feature-cache"), help="folder of the trunk's features")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    logs.configure("bench", "warning")
+    data = os.environ.get("PNEUMONIA_DATA")
+    if not data:
+        parser.error("PNEUMONIA_DATA must name the folder that holds kermany224")
+    recipe = Recipe(arguments.steps, 1.0, arguments.clip, arguments.rate, head.RECIPE.momentum)
+    folder = Path(data) / "kermany224"
+    films, trunk = read_manifest(folder, "train"), Trunk(arguments.taps)
+    part = Part(films, pooled_features(folder, films, trunk, arguments.cache, lambda done, of: None, VIEWS))
+    epsilon, draws = (None, 1) if arguments.no_noise else (3.0, arguments.draws)
+    figures.write(arguments.json, measure(part, recipe, epsilon=epsilon, draws=draws, every=arguments.every), {})
+
+
+if __name__ == "__main__":
+    main()
