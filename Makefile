@@ -5,6 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OUT ?= demo-out
+# Without bytecode on disk each of the hundreds of processes that tests start would compile its imports anew, for up to
+# ten seconds; images of containers often turn it off.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup lock demo test lint types unit bench campaign clean packages
 
