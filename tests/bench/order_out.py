@@ -1,11 +1,11 @@
 """Accuracy of a recipe on training films from before, between and after those that it learned from.
 
 Run: ``python -m tests.bench.order_out --json FILE``, with `PNEUMONIA_DATA` naming the folder that holds kermany224. The
-data set's numbers follow the order of collection, and its test films carry the lowest ones: they lie outside of what
-was trained on, as a new hospital's do, and folds drawn at random do not show what that costs. Here each of the four
-series of numbers is cut into blocks, and whole blocks are held out. `accuracy.md` has the rule by which recipes are
-chosen with this; test films are never read. Keys: `blockN_auc_pneumonia`, `blockN_auc_bacterial_viral` (1 is lowest),
-the same for `random`, means over draws of noise; and the means over `CHOOSING`, without a prefix.
+data set's numbers follow the order of collection, and its test films carry the lowest ones: folds drawn at random could
+flatter a recipe. Here each of the four series of numbers is cut into blocks, and whole blocks are held out.
+`accuracy.md` has the rule by which recipes are chosen with this, and what it found; test films are never read. Keys:
+`blockN_auc_pneumonia`, `blockN_auc_bacterial_viral` (1 is lowest), the same for `random`, means over draws; and
+the means over `CHOOSING`, without a prefix.
 """
 
 from __future__ import annotations
