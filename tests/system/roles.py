@@ -46,8 +46,14 @@ class Roles:
     `party_settings` and `dealer_settings` may be changed: `write` puts them where the services look for them.
     """
 
-    def __init__(self, folder: Path, hospitals: tuple[str, ...] = HOSPITALS, **party_settings: Any) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        hospitals: tuple[str, ...] = HOSPITALS,
+        service: type[Service] = Service,
+        **party_settings: Any,
+    ) -> None:
+        self.folder, self._kind = folder, service
         self.authority = Authority(folder / "pki")
         crl = self.authority.revoke()
         self.tls: dict[str, TlsSettings] = {
@@ -115,7 +121,7 @@ class Roles:
 
     def _service(self, role: str, environment: dict[str, str] | None = None, program: str = "") -> Service:
         command = [sys.executable, "-m", "tests.system.roles", program or role, str(self.settings_file(role))]
-        return Service(role, command, self.folder, environment)
+        return self._kind(role, command, self.folder, environment)
 
     def start_dealer(self, failpoint: str = "", program: str = "dealer") -> None:
         self.write("dealer")

@@ -22,6 +22,7 @@ from dicom_node.demo.orthanc_server import OrthancServer
 from dicom_node.demo.site import PACS_AE
 from dicom_node.demo.stack import Stack
 from dicom_node.store import Store
+from tests.system.forked import forked
 
 SERVICES = {
     "store": "serve",
@@ -66,7 +67,7 @@ class Hospital:
 @pytest.fixture(scope="module")
 def hospital(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospital]:
     folder = tmp_path_factory.mktemp("crashes")
-    with Stack(folder, quiet_s=0.3) as stack:
+    with forked(Stack(folder, quiet_s=0.3)) as stack:
         modalities = {"veilray": (stack.ae_title, "127.0.0.1", stack.scp_port)}
         with OrthancServer(aet=PACS_AE, modalities=modalities) as pacs:
             stack.start(pacs.dicom_port)

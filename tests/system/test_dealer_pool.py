@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from dicom_node.core.errors import IntegrityError, ProtocolError, Unavailable
+from tests.system.forked import ForkedService
 from tests.system.roles import LARGE, Roles, ask, bundle_for, features, plain, wait_until
 
 
 @pytest.fixture
 def roles(tmp_path: Path) -> Iterator[Roles]:
-    made = Roles(tmp_path)
+    made = Roles(tmp_path, service=ForkedService)
     try:
         made.start()
         yield made

@@ -16,13 +16,14 @@ import pytest
 
 from dicom_node.core.errors import ProtocolError, Unavailable
 from secure_infer.protocol.messages import Masked
+from tests.system.forked import ForkedService
 from tests.system.roles import LARGE, Roles, ask, bundle_for, features, plain, wait_for_bundles, wait_until
 
 
 @pytest.fixture
 def fragile(tmp_path: Path) -> Iterator[Roles]:
     """Roles of its own for a test that kills them."""
-    made = Roles(tmp_path, bundle_lifetime_s=30, daily_quota=40)
+    made = Roles(tmp_path, service=ForkedService, bundle_lifetime_s=30, daily_quota=40)
     try:
         made.start()
         yield made
