@@ -130,13 +130,15 @@ class Channel:
         VeilRayError
             What the peer reported as its failure.
         """
-        first = self._read(1, self._timeout_s if wait_s is None else wait_s)
+        begun = memoryview(bytearray(LENGTH.size + 1))  # length and kind, most often by one read
+        count = self._some(begun, self._timeout_s if wait_s is None else wait_s)
         deadline = time.monotonic() + self._timeout_s
-        (size,) = LENGTH.unpack(first + self._read(LENGTH.size - 1, deadline - time.monotonic()))
+        self._fill(begun[count : LENGTH.size], self._timeout_s)
+        (size,) = LENGTH.unpack_from(begun)
         if not 0 < size <= limit:
             raise ProtocolError(f"{self.name} sent a frame of {size} bytes, {limit} may come", code="frame-too-long")
-        (kind,) = self._read(1, deadline - time.monotonic())
-        frame = room(kind, size)
+        self._fill(begun[max(count, LENGTH.size) :], deadline - time.monotonic())
+        frame = room(kind := begun[-1], size)
         frame[0] = kind
         self._fill(frame[1:], deadline - time.monotonic())
         message = decode(frame)
@@ -145,28 +147,27 @@ class Channel:
             raise message.error(self.name)
         return message
 
-    def _read(self, size: int, timeout_s: float) -> bytes:
-        data = bytearray(size)
-        self._fill(memoryview(data), timeout_s)
-        return bytes(data)
-
     def _fill(self, view: memoryview, timeout_s: float) -> None:
         """Read exactly as many bytes as fit before the time is over, however slowly they drip."""
         deadline = time.monotonic() + timeout_s
+        while view:
+            view = view[self._some(view, deadline - time.monotonic()) :]
+
+    def _some(self, view: memoryview, timeout_s: float) -> int:
+        """Read at least one byte, and say how many."""
+        if self._ahead:
+            count = min(len(view), len(self._ahead))
+            view[:count] = self._ahead[:count]
+            del self._ahead[:count]
+            return count
         try:
-            if self._ahead and view:
-                count = min(len(view), len(self._ahead))
-                view[:count] = self._ahead[:count]
-                del self._ahead[:count]
-                view = view[count:]
-            while view:
-                self._connection.settimeout(max(deadline - time.monotonic(), 1e-3))
-                count = self._connection.recv_into(view)
-                if count == 0:
-                    raise Unavailable(f"{self.name} closed the connection", code="connection-closed")
-                view = view[count:]
+            self._connection.settimeout(max(timeout_s, 1e-3))
+            count = self._connection.recv_into(view)
         except OSError as error:
             raise self._failed(error) from error
+        if count == 0:
+            raise Unavailable(f"{self.name} closed the connection", code="connection-closed")
+        return count
 
     def _failed(self, error: OSError) -> VeilRayError:
         found = tls.explain(error)
