@@ -34,7 +34,7 @@ from .program import (
     positions,
     sources,
 )
-from .protocol.kernels import DIGIT
+from .protocol.kernels import DIGITS
 from .protocol.plan import Plan
 
 
@@ -143,8 +143,8 @@ def narrowed(plan: Plan, bounds: Mapping[str, Bound]) -> Program:
     def layer_of(layer: Layer) -> Layer:
         if not isinstance(layer, ReluLayer):
             return layer
-        widths = range(layer.shift + 2 + DIGIT, plan.ring.bits, DIGIT)
-        enough = (one for one in widths if _fits(layer, one, bounds[layer.source], plan))
+        widths = (layer.shift + 2 + compared for compared in DIGITS)
+        enough = (one for one in widths if one < plan.ring.bits and _fits(layer, one, bounds[layer.source], plan))
         return layer.model_copy(update={"bits": next(enough, None)})
 
     return plan.program.model_copy(update={"layers": tuple(map(layer_of, plan.program.layers))})

@@ -29,7 +29,7 @@ from .program import INPUT, GuardLayer, Program, ReluLayer
 from .protocol.plan import Plan
 
 #: Fractional bits of activations and weights, by ring: those of a 64-bit ring leave 20 bits for the integral part.
-FRACTION_BITS = {64: (16, 26), 32: (10, 10)}
+FRACTION_BITS = {64: (14, 26), 32: (10, 10)}
 #: How far beyond the calibration images an input and, where there is a guard, the sums behind ReLUs may go.
 MARGIN = 8.0
 #: The same for the inputs of a 32-bit ring, which has no bits to spare.

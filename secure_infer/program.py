@@ -59,7 +59,7 @@ class ReluLayer(Part):
     source: Name
     shift: int = Field(ge=1, le=30, description="fractional bits that are dropped")
     ceiling: float | None = Field(default=None, gt=0, description="larger values become this one: 6 for ReLU6")
-    bits: int | None = Field(default=None, ge=9, le=64, description="bits that its input needs; the ring's by default")
+    bits: int | None = Field(default=None, ge=8, le=64, description="bits that its input needs; the ring's by default")
 
 
 class TruncationLayer(Part):

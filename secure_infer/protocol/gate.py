@@ -7,7 +7,7 @@ knows both masks. The lowest n bits of a ring's shares are shares modulo 2^n, so
     [y >= 0]   =  bit n-2 of m  xor  bit n-2 of R  xor  [m_low < R_low]
 
 **ReLU** is their product. It is floor(max(y, 0) / 2^t), or one more; a negative value always gives 0. Of m_low
-and R_low only the bits from t (or a few below) up to n-3 count, as digits of six bits. Where all digits are equal,
+and R_low only the bits from t (or a few below) up to n-3 count, as digits of five or six bits. Where all are equal,
 m_low >= R_low is assumed: the truncation then gives 0. (It would be wrong for the 2^t largest values, hence the bound.)
 
 The dealer shares the one-hot code of each digit of R, so 'equal' and 'less' for each digit are look-ups. Their bits are
@@ -32,7 +32,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final
+from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,19 +42,12 @@ from dicom_node.core.errors import ConfigError
 
 from ..program import Gated, TruncationLayer
 from . import kernels
-from .messages import Label, Vector
+from .messages import Label
 from .prg import Prg
 from .ring import Ring, Words
 
 Bytes = NDArray[np.uint8]
 Bits = NDArray[np.uint32]
-#: Bytes that a processor takes from memory at once.
-CACHE_LINE: Final = 64
-
-
-def fetch(block: Vector | Bytes) -> None:
-    """Bring a block from memory into the processor's cache, line by line, while there is time for it."""
-    np.frombuffer(block, np.uint8)[::CACHE_LINE].max(initial=0)
 
 
 @cache
@@ -106,20 +100,23 @@ class Tables:
 class ReluGate(_Gate):
     """The gate for ReLU; with a `ceiling`, in units of the result, for what ReLU6 is.
 
-    `needed` bits are opened and compared where the input is proven to need no more; all of the ring's where it is 0.
+    `needed` bits are opened and compared where the input is proven to need no more, and the result is right in its
+    `kept` lowest bits where no more of them matter; all of the ring's where these are 0.
 
     Raises
     ------
     ConfigError
-        More bits would have to be compared than the tables hold (``gate-shift``): whole 64-bit rings shift by 26 at
-        least.
+        More bits would have to be compared than the tables hold, or than there are (``gate-shift``): whole 64-bit rings
+        shift by 26 at least.
     """
 
     ceiling: int = 0
     needed: int = 0
+    kept: int = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.shift <= 30 or not 1 <= self.digits <= kernels.MOST_DIGITS or self.bits > self.ring.bits:
+        possible = 1 <= self.shift <= 30 and 1 <= self.compared <= max(kernels.DIGITS) and self.bits <= self.ring.bits
+        if not possible or self.low < 0:
             raise ConfigError(
                 f"a ring of {self.ring.bits} bits has no gate of {self.bits} bits for a shift of {self.shift}",
                 code="gate-shift",
@@ -136,14 +133,19 @@ class ReluGate(_Gate):
         return 2 if self.ceiling else 1
 
     @property
+    def compared(self) -> int:
+        """Bits that the comparison needs; it takes these, or a few more."""
+        return self.bits - 2 - self.shift
+
+    @property
     def digits(self) -> int:
         """Digits that are compared."""
-        return -(-(self.bits - 2 - self.shift) // kernels.DIGIT)
+        return kernels.digits_of(self.compared)[1]
 
     @property
     def low(self) -> int:
         """The lowest bit of m that counts; party 0 never sees those below."""
-        return self.bits - 2 - kernels.DIGIT * self.digits
+        return self.bits - 2 - prod(kernels.digits_of(self.compared))
 
     @property
     def seen_bits(self) -> int:
@@ -157,13 +159,13 @@ class ReluGate(_Gate):
 
     @property
     def wrap_bytes(self) -> int:
-        """Length of a share of a top bit, which counts 2^(n-t) modulo the ring."""
-        return 4 if self.ring.bits - self.bits + self.shift <= 32 else 8
+        """Length of a share of a top bit, which counts 2^(n-t) modulo 2^kept."""
+        return 4 if (self.kept or self.ring.bits) - self.bits + self.shift <= 32 else 8
 
     @property
     def table_bytes(self) -> int:
         """Length of one party's tables."""
-        return _layout(self)[-1][2]
+        return max(end for _, _, end in _layout(self))
 
     material = table_bytes
 
@@ -208,10 +210,16 @@ class ReluGate(_Gate):
         )  # fmt: skip
         return signs
 
-    def select(self, opened: Words, tables: Tables, signs: Bytes, party: int) -> Words:
-        """Compute a party's share of the result from the opened masked signs."""
+    def outcomes(self, opened: Words, tables: Tables, party: int) -> Words:
+        """Compute a party's shares of the result, ceiling apart, for masked signs that are equal, and that differ."""
+        shares = np.empty((2, self.size), f"u{self.ring.width}")
+        kernels.outcomes(opened, tables.words, tables.wraps, self.bits, self.shift, party, shares)
+        return shares
+
+    def choose(self, outcomes: Words, tables: Tables, signs: Bytes, party: int) -> Words:
+        """Take a party's share of the result by the opened masked signs."""
         shares = np.empty(self.size, f"u{self.ring.width}")
-        kernels.select(opened, tables.words, tables.wraps, signs, self.bits, self.shift, self.ceiling, party, shares)
+        kernels.choose(outcomes, tables.words[3:], signs, self.ceiling, party, shares)
         return shares
 
 
@@ -282,24 +290,35 @@ Gate = ReluGate | TruncationGate
 
 @cache
 def _layout(gate: ReluGate) -> tuple[tuple[np.dtype[Any], int, int], ...]:
-    """Lay out the tables of a block: type of each, and where it begins and ends."""
-    found, start = [], 0
-    word, wrap, each = f"<u{gate.ring.width}", f"<u{gate.wrap_bytes}", gate.comparisons
-    for name, rows in (("<u8", gate.digits), ("<u8", each), (word, 2 + each), (wrap, 2), ("<u4", each)):
-        kind = np.dtype(name)
-        found.append((kind, start, start + kind.itemsize * rows * gate.size))
-        start = found[-1][2]
-    return tuple(found)
+    """Lay out the tables of a block: type of each, and where it begins and ends; those of wide elements come first."""
+    each, (size, digits), most = gate.comparisons, kernels.digits_of(gate.compared), gate.digits > 5
+    kinds = (
+        f"<u{4 if size == 5 else 8}",
+        f"<u{8 if most else 4}",
+        f"<u{gate.ring.width}",
+        f"<u{gate.wrap_bytes}",
+        f"<u{4 if most else 2}",
+    )
+    tables = [(np.dtype(kind), rows) for kind, rows in zip(kinds, (digits, each, 2 + each, 2, each), strict=True)]
+    found, start = {}, 0
+    for place in sorted(range(len(tables)), key=lambda one: -tables[one][0].itemsize):
+        kind, rows = tables[place]
+        found[place] = kind, start, start + kind.itemsize * rows * gate.size
+        start = found[place][2]
+    return tuple(found[place] for place in range(len(tables)))
 
 
-def gate_of(layer: Gated, ring: Ring, size: int, fraction_bits: int) -> Gate:
-    """Make the gate of a layer whose result has these fractional bits; errors as the gates'."""
+def gate_of(layer: Gated, ring: Ring, size: int, fraction_bits: int, kept: int = 0) -> Gate:
+    """Make the gate of a layer whose result has these fractional bits and matters in its `kept` lowest ones.
+
+    Errors are the gates'.
+    """
     if isinstance(layer, TruncationLayer):
         return TruncationGate(ring, layer.shift, size)
     needed = layer.bits or 0
     if layer.ceiling is None:
-        return ReluGate(ring, layer.shift, size, needed=needed)
+        return ReluGate(ring, layer.shift, size, needed=needed, kept=kept)
     ceiling = round(layer.ceiling * 2.0**fraction_bits)
     if not 1 <= ceiling << layer.shift < 1 << ((needed or ring.bits) - 2):
         raise ConfigError(f"the ceiling of layer {layer.name} does not fit its scale", code="gate-shift")
-    return ReluGate(ring, layer.shift, size, ceiling, needed)
+    return ReluGate(ring, layer.shift, size, ceiling, needed, kept)

@@ -7,19 +7,19 @@ from typing import Any, Final, TypeVar, cast
 
 import numba
 import numpy as np
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-#: Bits of one digit of a comparison: one word of 64 bits tells by its one set bit which digit it is.
-DIGIT: Final = 6
-#: With six digits, all products of masks fit one word and leave two bits for the rest.
-MOST_DIGITS: Final = 6
+#: By the most bits that are compared: bits of a digit, number of digits. A word of 32 or 64 bits tells by its one set
+#: bit which digit of 5 or 6 bits it is. All products of six digits' masks fit 64 bits, those of five 32, and leave two.
+DIGITS: Final = {5 * count: (5, count) for count in range(1, 7)} | {36: (6, 6)}
 #: Values that stay in the nearest cache while a loop comes back to them.
 BLOCK: Final = 512
 
 Array = NDArray[Any]
 _Loop = TypeVar("_Loop", bound=Callable[..., Any])
 _U = np.uint64
-_0, _1, _31, _63 = _U(0), _U(1), _U(31), _U(63)
+_0, _1, _31 = _U(0), _U(1), _U(31)
 
 
 def _compiled(function: _Loop) -> _Loop:
@@ -30,6 +30,11 @@ def _compiled(function: _Loop) -> _Loop:
         return cast(_Loop, numba.njit(nogil=True)(function))
 
 
+def digits_of(compared: int) -> tuple[int, int]:
+    """Return the bits of a digit, and how many digits, for a comparison of 1 to 36 bits."""
+    return next(found for most, found in DIGITS.items() if compared <= most)
+
+
 def selections(digits: int) -> tuple[Array, Array, Array]:
     """Tables that join the digits: by opened equalities, and by opened comparisons, which bits of a word count.
 
@@ -37,31 +42,36 @@ def selections(digits: int) -> tuple[Array, Array, Array]:
 
     Block k of a word, 2^(k+1) bits from bit 2^(k+1) - 2, is indexed by sets S of masks of the first k+1 equalities. The
     product of (opened xor mask) over these equalities is the sum over S of the product of the masks in S where all
-    opened bits outside S are 1. Bits 62 and 63 always count.
+    opened bits outside S are 1. The two highest bits of the word always count; it has 32 bits for up to five digits, or
+    64.
     """
-    equal, less, subsets = np.zeros(32, np.uint64), np.zeros(32, np.uint64), np.zeros(32, np.uint64)
+    kind = np.dtype(np.uint64 if digits > 5 else np.uint32)
+    one, flags = kind.type(1), kind.type(3 << (8 * kind.itemsize - 2))
+    equal, less, subsets = np.zeros(32, kind), np.zeros(32, kind), np.zeros(32, kind)
     for word in range(32):
         for chosen in range(1 << (digits - 1)):
             if chosen & word == chosen:
-                subsets[word] |= _1 << _U(chosen)
+                subsets[word] |= one << kind.type(chosen)
         for k in range(digits - 1):
             full, start = (1 << (k + 1)) - 1, (1 << (k + 1)) - 2
             for chosen in range(full + 1):
                 if full & ~chosen & ~word == 0:
-                    equal[word] |= _1 << _U(start + chosen)
+                    equal[word] |= one << kind.type(start + chosen)
             if word >> k & 1:
-                less[word] |= _U((1 << (full + 1)) - 1) << _U(start)
-        equal[word] |= _U(3 << 62)
+                less[word] |= kind.type((1 << (full + 1)) - 1) << kind.type(start)
+        equal[word] |= flags
     return equal, less, subsets
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
+def _ones(_: Any, word: Any) -> Any:
+    """Count the set bits of a word, by one instruction."""
+    return word(word), lambda _, builder, __, given: builder.ctpop(given[0])
 
 
 @_compiled
 def _parity(word: Any) -> Any:
-    """Count the set bits by halves (Warren, Hacker's Delight, 5-1), which compilers turn into one instruction."""
-    word = word - ((word >> _1) & _U(0x5555555555555555))
-    word = (word & _U(0x3333333333333333)) + ((word >> _U(2)) & _U(0x3333333333333333))
-    word = (word + (word >> _U(4))) & _U(0x0F0F0F0F0F0F0F0F)
-    return ((word * _U(0x0101010101010101)) >> _U(56)) & _1
+    return _ones(word) & _1
 
 
 @_compiled
@@ -87,32 +97,33 @@ def deal(
         R.
     bits : ndarray of uint16, shape (comparisons, n)
         Masks of equalities (5 bits), comparisons of digits (5) and the sign (1).
-    hot : ndarray of uint64, shape (digits, n)
+    hot : ndarray of uint32 or uint64, shape (digits, n)
         One-hot digits of R, highest first; exclusive-or shares.
-    joins, products : ndarray of uint64 and uint32, shape (comparisons, n)
+    joins, products : ndarray, shape (comparisons, n)
         Products of masks, see `gate.py`; exclusive-or shares.
     words : ndarray, shape (2 + comparisons, n)
         R >> shift, the mask of all signs together, the product of these, the mask of the second sign; additive shares.
-    wraps : ndarray of uint32, shape (2, n)
+    wraps : ndarray of uint32 or uint64, shape (2, n)
         The highest bit of R, its product with the mask of all signs; additive shares.
-    subsets, less : ndarray of uint64, shape (32,)
+    subsets, less : ndarray, shape (32,)
         From `selections`.
     """
-    digits = hot.shape[0]
-    low = width - 2 - 6 * digits
+    digits, size = hot.shape[0], 5 if hot.itemsize == 4 else 6
+    low, most, flags = width - 2 - size * digits, _U((1 << size) - 1), _U(8 * joins.itemsize - 2)
     for which in range(joins.shape[0]):
         for i in range(masks.size):
             b = _U(bits[which, i])
             product = subsets[b & _31]
             chosen = _spread(product) & less[(b >> _U(5)) & _31]
-            joins[which, i] ^= chosen | ((_U(masks[i]) >> _U(width - 2)) & _1) << _U(62) | ((b >> _U(10)) & _1) << _63
+            sign = ((_U(masks[i]) >> _U(width - 2)) & _1) | ((b >> _U(10)) & _1) << _1
+            joins[which, i] ^= chosen | sign << flags
             products[which, i] ^= product
     for first in range(0, masks.size, BLOCK):
         last = min(masks.size, first + BLOCK)
         for j in range(digits):
-            line, place = hot[j], _U(low + 6 * (digits - 1 - j))
+            line, place = hot[j], _U(low + size * (digits - 1 - j))
             for i in range(first, last):
-                line[i] ^= _1 << ((_U(masks[i]) >> place) & _63)
+                line[i] ^= _1 << ((_U(masks[i]) >> place) & most)
         for i in range(first, last):
             r = _U(masks[i])
             rho = (_U(bits[0, i]) >> _U(10)) & _1
@@ -137,9 +148,9 @@ def compare(
 
     Comparison k is of the opened values less k times the bound. Its bits follow those of the comparison before.
     """
-    digits = hot.shape[0]
-    low = width - 2 - 6 * digits
-    values, found = np.empty(BLOCK, np.uint64), np.empty(BLOCK, np.uint64)
+    digits, size = hot.shape[0], 5 if hot.itemsize == 4 else 6
+    low, most = _U(width - 2 - size * digits), _U((1 << size) - 1)
+    values, found = np.empty(BLOCK, hot.dtype), np.empty(BLOCK, np.uint32)
     for which in range(joins.shape[0]):
         start = _U(2 * (digits - 1) * which)
         offset = _U(which) * _U(bound)
@@ -149,23 +160,23 @@ def compare(
             given = opened[first : first + count]
             join, product = joins[which, first : first + count], products[which, first : first + count]
             for i in range(count):
-                values[i] = _U(given[i]) - offset
-                found[i] = _0
+                values[i] = (_U(given[i]) - offset) >> low
+                found[i] = 0
             for j in range(digits):
-                line, place = hot[j, first : first + count], _U(low + 6 * (digits - 1 - j))
+                line, place = hot[j, first : first + count], _U(size * (digits - 1 - j))
                 if j + 1 < digits:
                     mask, to = _U(1 << j), _U(j)
                     for i in range(count):
-                        above = line[i] >> ((values[i] >> place) & _63)
+                        above = line[i] >> ((values[i] >> place) & most)
                         found[i] ^= ((above ^ (_U(product[i]) >> mask)) & _1) << to
                 if j == 0:
                     top = highest[which, first : first + count]
                     for i in range(count):
-                        top[i] = _parity(line[i] >> ((values[i] >> place) & _63) >> _1)
+                        top[i] = _parity(line[i] >> ((values[i] >> place) & most) >> _1)
                 else:
                     mask, to = _U((1 << j) - 2), _U(digits - 2 + j)
                     for i in range(count):
-                        less = _parity(line[i] >> ((values[i] >> place) & _63) >> _1)
+                        less = _parity(line[i] >> ((values[i] >> place) & most) >> _1)
                         found[i] ^= ((less ^ (join[i] >> mask)) & _1) << to
             to_all = masked[first : first + count]
             for i in range(count):
@@ -192,11 +203,8 @@ def sign(
 
 
 @_compiled
-def select(
-    opened: Array, words: Array, wraps: Array, signs: Array, width: int, shift: int, ceiling: int, party: int,
-    shares: Array,
-) -> None:  # fmt: skip
-    """Give a party's share of the shifted, rectified value; above the ceiling, of the ceiling."""
+def outcomes(opened: Array, words: Array, wraps: Array, width: int, shift: int, party: int, shares: Array) -> None:
+    """Give a party's shares of what is selected by the mask of all signs, and of the shifted value less that."""
     for i in range(opened.size):
         m = _U(opened[i])
         public = (m >> _U(shift)) - (_1 << _U(width - 2 - shift))
@@ -205,10 +213,19 @@ def select(
         if party == 0:
             value += public
         hidden = public * _U(words[1, i]) - _U(words[2, i]) + back * _U(wraps[1, i])
+        shares[0, i] = hidden
+        shares[1, i] = value - hidden
+
+
+@_compiled
+def choose(outcomes: Array, seconds: Array, signs: Array, ceiling: int, party: int, shares: Array) -> None:
+    """Give a party's share of the shifted, rectified value; above the ceiling, of the ceiling."""
+    for i in range(signs.size):
         signed = _U(signs[i])
-        share = value - hidden if (signed ^ (signed >> _1)) & _1 else hidden
-        if words.shape[0] > 3:
-            above = _U(words[3, i])
+        equal, other = _U(outcomes[0, i]), _U(outcomes[1, i])
+        share = other if (signed ^ (signed >> _1)) & _1 else equal
+        if seconds.shape[0] > 0:
+            above = _U(seconds[0, i])
             if (signed >> _1) & _1:
                 above = (_1 if party == 0 else _0) - above
             share += _U(ceiling) * above

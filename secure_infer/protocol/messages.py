@@ -168,7 +168,11 @@ class Covered(OfLayer, kind=11):
 
 
 class Shifted(OfLayer, kind=12):
-    """Party 1 opens a gate's input under both masks, and gives its shares of the comparison's masked bits."""
+    """Party 1 opens a gate's input under both masks."""
+
+
+class Digits(OfLayer, kind=19):
+    """Party 1's shares of the comparison's masked bits."""
 
 
 class Bits(OfLayer, kind=13):

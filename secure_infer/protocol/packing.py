@@ -18,6 +18,8 @@ def packed_bytes(count: int, size: int) -> int:
 
 def pack(values: kernels.Array, size: int, low: int = 0) -> NDArray[np.uint8]:
     """Write of each number the `size` bits from bit `low` on; the first number stands in the lowest bits."""
+    if size == 1 and values.dtype == np.uint8:
+        return np.packbits(values.reshape(-1) >> np.uint8(low) & np.uint8(1), bitorder="little")
     words = np.zeros(-(-values.size * size // 64), np.uint64)
     if size:
         kernels.pack(values.reshape(-1), low, size, words)
@@ -37,15 +39,11 @@ def unpack(data: Vector, count: int, size: int, kind: str = "u8", low: int = 0) 
         raise ProtocolError(f"the peer sent {len(data)} bytes where {length} belong", code="wrong-size")
     if count * size % 8 and data[-1] >> (count * size % 8):
         raise ProtocolError("the peer set bits that have no meaning", code="malformed-message")
+    if size == 1 and low == 0:
+        return np.unpackbits(np.frombuffer(data, np.uint8), count=count, bitorder="little").astype(kind, copy=False)
     found = np.zeros(count, kind)
     if size:
         words = np.zeros(-(-length // 8), "<u8")
         words.view(np.uint8)[:length] = np.frombuffer(data, np.uint8)
         kernels.unpack(words.astype(np.uint64, copy=False), low, size, found)
     return found
-
-
-def split(data: Vector, count: int, size: int) -> tuple[Vector, Vector]:
-    """Take the bytes of `count` numbers of `size` bits off the front."""
-    length = packed_bytes(count, size)
-    return data[:length], data[length:]

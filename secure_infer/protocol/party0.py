@@ -16,7 +16,7 @@ from dicom_node.core.errors import IntegrityError, ProtocolError, Refused
 
 from ..program import INPUT, Gated, sources
 from .deal import masks_of
-from .gate import Bytes, ReluGate, TruncationGate, fetch
+from .gate import Bytes, ReluGate, TruncationGate
 from .layers import local, weigh
 from .manifest import verified
 from .messages import (
@@ -26,6 +26,7 @@ from .messages import (
     Bundle,
     Covered,
     Deal,
+    Digits,
     Label,
     Masked,
     Message,
@@ -37,7 +38,7 @@ from .messages import (
     Signs,
     Tops,
 )
-from .packing import pack, split, unpack
+from .packing import pack, unpack
 from .plan import Plan
 from .prg import Context, bundle_masks, bundle_name
 from .ring import Words, packed
@@ -108,7 +109,8 @@ class HospitalSession(Session):
         self._tables: dict[str, Bytes] = {}
         self._covered: dict[str, Words] = {}
         self._outputs: list[Words] = []
-        self._gates: dict[str, tuple[Words, Bytes]] = {}
+        self._gates: dict[str, tuple[Words, NDArray[np.uint32], Bytes]] = {}
+        self._outcomes: dict[str, Words] = {}
 
     def begin(self) -> Deal:
         """Ask the dealer for a bundle."""
@@ -214,10 +216,10 @@ class HospitalSession(Session):
             return masked
 
     def meanwhile(self) -> None:
-        """Make ready, while party 1 works on the last message, for the answer to it."""
+        """Do, while party 1 works on the last message, what the answer to it does not decide."""
         with self._burning(State.QUERYING):
-            if self.awaited[0].kind is Shifted:
-                fetch(self._tables[self.awaited[0].name])
+            if self.awaited[0].kind is Signs:
+                self._weigh(self.awaited[0].name)
 
     def _masked(self, name: str, share: Words) -> Masked:
         values = self._plan.ring.to_bytes([share - self._masks.pop(name)])
@@ -231,27 +233,40 @@ class HospitalSession(Session):
         del self._masks[name]  # party 0's share from here on, and all but the answer's bits of it need no message
         return Masked(self.bundle, message.layer, packed(pack(answer, gate.shift)))
 
-    def _on_shifted(self, message: Shifted) -> Message:
-        gate = self._plan.gates[self._step.name]
-        assert isinstance(gate, ReluGate)
-        high, joined = split(message.values, gate.size, gate.seen_bits)
-        opened = unpack(high, gate.size, gate.seen_bits, f"u{gate.ring.width}", low=gate.low)
-        theirs = unpack(joined, gate.size, gate.joined_bits, "u4")
-        tables = gate.view(self._tables[self._step.name])
-        bits, highest = gate.compare(opened, tables)
-        signs = gate.sign(opened, tables, bits ^ theirs, highest, 0)
-        self._gates[self._step.name] = opened, signs
+    def _on_shifted(self, message: Shifted) -> None:
+        name, gate = self._step.name, self._gate
+        opened = unpack(message.values, gate.size, gate.seen_bits, f"u{gate.ring.width}", low=gate.low)
+        self._gates[name] = opened, *gate.compare(opened, gate.view(self._tables[name]))
+
+    def _on_digits(self, message: Digits) -> Message:
+        name, gate = self._step.name, self._gate
+        opened, bits, highest = self._gates[name]
+        theirs = unpack(message.values, gate.size, gate.joined_bits, "u4")
+        signs = gate.sign(opened, gate.view(self._tables[name]), bits ^ theirs, highest, 0)
+        self._gates[name] = opened, bits, signs
         sent = bits | (signs.astype(np.uint32) << np.uint32(gate.joined_bits))
         return Bits(self.bundle, message.layer, packed(pack(sent, gate.joined_bits + gate.comparisons)))
 
     def _on_signs(self, message: Signs) -> Message:
-        name = self._step.name
+        name, gate = self._step.name, self._gate
+        self._weigh(name)
+        _, _, ours = self._gates.pop(name)
+        signs = ours ^ unpack(message.values, gate.size, gate.comparisons, "u1")
+        share = gate.choose(self._outcomes.pop(name), gate.view(self._tables.pop(name)), signs, 0)
+        return self._masked(name, share.reshape(self._plan.shapes[name]))
+
+    @property
+    def _gate(self) -> ReluGate:
+        gate = self._plan.gates[self._step.name]
+        assert isinstance(gate, ReluGate)
+        return gate
+
+    def _weigh(self, name: str) -> None:
+        """Compute the shares of a gate's result for either sign, once."""
         gate = self._plan.gates[name]
         assert isinstance(gate, ReluGate)
-        opened, ours = self._gates.pop(name)
-        signs = ours ^ unpack(message.values, gate.size, gate.comparisons, "u1")
-        share = gate.select(opened, gate.view(self._tables.pop(name)), signs, 0)
-        return self._masked(name, share.reshape(self._plan.shapes[name]))
+        if name not in self._outcomes:
+            self._outcomes[name] = gate.outcomes(self._gates[name][0], gate.view(self._tables[name]), 0)
 
     def _on_output(self, message: Output) -> None:
         plan, program = self._plan, self._plan.program

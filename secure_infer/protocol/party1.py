@@ -15,7 +15,7 @@ from dicom_node.core.errors import IntegrityError, ProtocolError
 from ..bounds import prove
 from ..program import Gated, GuardLayer, sources
 from .deal import materials
-from .gate import Bytes, ReluGate, Tables, TruncationGate, fetch
+from .gate import Bytes, ReluGate, Tables, TruncationGate
 from .layers import local, weigh
 from .manifest import hashed, verified
 from .messages import (
@@ -23,6 +23,7 @@ from .messages import (
     Audited,
     Bits,
     Covered,
+    Digits,
     Fetch,
     Half,
     Label,
@@ -208,21 +209,26 @@ class PartySession(Session):
         name, ring = self._step.name, self._plan.ring
         shape = self._plan.shapes[name]
         mask = self._masks.words(Label.PARTY_GATE_MASK, message.layer, shape, ring)
-        self._covered[name] = ring.from_bytes(message.values, shape) + mask
+        covered = ring.from_bytes(message.values, shape) + mask
+        if name in self._plan.directly:
+            covered += self._correction(self._plan.directly[name])
+        self._covered[name] = covered
         if self.awaited[0].kind is Covered:
             return None
         self.state = State.READY
         return Prepared(self.bundle)
 
+    def _correction(self, name: str) -> Words:
+        """Give what a layer's product lacks to be its result; it comes offline, and may be added to what covers it."""
+        assert self.model is not None
+        found: Words = self._plan.ring.from_bytes(self._material.pop(name), self._plan.shapes[name])
+        return found + self.model.biases[name][:, None, None]
+
     def meanwhile(self) -> None:
         """Do, while party 0 works on the last answers, what can be done before its next message."""
         with self._burning():
-            if not self.awaited or self.awaited[0].kind is not Masked:
-                return
-            self._select()
-            coming = next((one for one in self._material if one in self._plan.gates), "")
-            if coming:
-                fetch(self._material[coming])
+            if self.awaited and self.awaited[0].kind is Masked:
+                self._select()
 
     def _select(self) -> None:
         """Do what no message waits for: the selections, once all signs of a round were sent."""
@@ -258,15 +264,13 @@ class PartySession(Session):
         for layer in self._layers:
             name, given = layer.name, [shares[one] for one in sources(layer)]
             if isinstance(layer, Gated):
-                yield self._shift(name, given[0])
+                yield from self._shift(name, given[0])
                 if name in (names[-1] for names in plan.rounds):
                     return
             elif name in plan.weighted:
-                correction = plan.ring.from_bytes(self._material.pop(name), plan.shapes[name])
-                found = weigh(plan.weighted[name], given[0], self.model.weights[name])
-                found += correction
-                found += self.model.biases[name][:, None, None]
-                shares[name] = found
+                shares[name] = weigh(plan.weighted[name], given[0], self.model.weights[name])
+                if name not in plan.directly.values():
+                    shares[name] += self._correction(name)
             else:
                 shares[name] = local(layer, given)
             if isinstance(layer, GuardLayer):
@@ -277,7 +281,7 @@ class PartySession(Session):
         self._end(State.DONE)
         yield Output(bundle, values)
 
-    def _shift(self, name: str, share: Words) -> Message:
+    def _shift(self, name: str, share: Words) -> Iterator[Message]:
         gate, number = self._plan.gates[name], self._plan.numbers[name]
         opened = gate.reduced((self._covered.pop(name) + share).reshape(-1))
         block = np.frombuffer(self._material.pop(name), np.uint8)
@@ -285,13 +289,13 @@ class PartySession(Session):
         if isinstance(gate, TruncationGate):
             tops, result = gate.truncate(opened, block)
             self._shares[name] = result.reshape(self._plan.shapes[name])
-            return Tops(self.bundle, number, packed(pack(tops, 1)))
+            yield Tops(self.bundle, number, packed(pack(tops, 1)))
+            return
+        yield Shifted(self.bundle, number, packed(pack(opened, gate.seen_bits, gate.low)))
         tables = gate.view(block)
         bits, highest = gate.compare(opened, tables)
         self._gates[name] = opened, tables, bits, highest
-        return Shifted(
-            self.bundle, number, packed(pack(opened, gate.seen_bits, gate.low), pack(bits, gate.joined_bits))
-        )
+        yield Digits(self.bundle, number, packed(pack(bits, gate.joined_bits)))
 
     def _on_bits(self, message: Bits) -> Message:
         name, gate = self._step.name, self._plan.gates[self._step.name]
@@ -303,7 +307,8 @@ class PartySession(Session):
         both: Bytes = signs ^ (theirs >> np.uint32(gate.joined_bits)).astype(np.uint8)
 
         def select() -> None:
-            self._shares[name] = gate.select(opened, tables, both, 1).reshape(self._plan.shapes[name])
+            outcomes = gate.outcomes(opened, tables, 1)
+            self._shares[name] = gate.choose(outcomes, tables, both, 1).reshape(self._plan.shapes[name])
 
         self._late.append(select)
         return Signs(self.bundle, message.layer, packed(pack(signs, gate.comparisons)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from math import prod
 
 from pydantic import ValidationError
@@ -16,6 +17,7 @@ from ..program import (
     GuardLayer,
     Layer,
     Program,
+    ReluLayer,
     Weighted,
     shapes_of,
     sources,
@@ -52,6 +54,8 @@ class Plan:
         Each tensor's number, 0 for the input: what messages and streams are labelled with.
     rounds : list of list of str
         Gates in running order; those of one list do not wait for each other's results, so their messages go together.
+    directly : dict
+        Of gates that alone take a weighted layer's result: the gate's name, and the layer's.
     materials : dict
         Bytes of what the dealer gives party 1, by layer, in running order.
     largest_signed : int
@@ -75,7 +79,7 @@ class Plan:
         self.weighted: dict[str, Weighted] = {}
         self.gates: dict[str, Gate] = {}
         self.rounds: list[list[str]] = []
-        dealt, awaited = {INPUT}, set[str]()
+        dealt, awaited, self._kept = {INPUT}, set[str](), kept_bits(program)
         for layer in program.layers:
             if not awaited.isdisjoint(sources(layer)):
                 awaited = set()
@@ -89,6 +93,13 @@ class Plan:
             raise ConfigError("the guard is no gate", code="program-shape")
         if program.output_bound * 2.0 ** self.fractions[program.output] >= 2.0 ** (self.ring.bits - 2):
             raise ConfigError("the program's results do not fit its ring", code="ring-overflow")
+        taken = Counter(one for layer in program.layers for one in sources(layer))
+        taken[program.output] += 1
+        self.directly = {
+            layer.name: sources(layer)[0]
+            for layer in program.layers
+            if isinstance(layer, Gated) and sources(layer)[0] in self.weighted and taken[sources(layer)[0]] == 1
+        }
         tables = {name: gate.material for name, gate in self.gates.items()}
         self.materials = {
             name: tables.get(name) or self.size(name) for name in self.numbers if {name} & {*tables, *self.weighted}
@@ -106,7 +117,7 @@ class Plan:
             self.weighted[name] = layer
         elif isinstance(layer, Gated):
             fraction -= layer.shift
-            self.gates[name] = gate_of(layer, self.ring, prod(self.shapes[name]), fraction)
+            self.gates[name] = gate_of(layer, self.ring, prod(self.shapes[name]), fraction, self._kept.get(name, 0))
             dealt.add(name)
         elif isinstance(layer, AdditionLayer):
             fraction += layer.first_shift
@@ -133,9 +144,9 @@ class Plan:
         """Return the length of tensors, bytes."""
         return sum(prod(self.shapes[one]) for one in names) * self.ring.width
 
-    def _step(self, kind: type[messages.OfBundle], name: str, *bits: int) -> Step:
-        """Give the message that brings a tensor, or of each value so many bits, each number packed on its own."""
-        size = sum(packed_bytes(prod(self.shapes[name]), one) for one in bits) if bits else self.size(name)
+    def _step(self, kind: type[messages.OfBundle], name: str, bits: int | None = None) -> Step:
+        """Give the message that brings a tensor, or so many bits of each value, packed."""
+        size = self.size(name) if bits is None else packed_bytes(prod(self.shapes[name]), bits)
         return Step(kind, name, self.numbers[name], size)
 
     def to_party(self) -> list[Step]:
@@ -167,7 +178,8 @@ class Plan:
                 if isinstance(gate, TruncationGate):
                     found.append(self._step(messages.Tops, name, 1))
                 else:
-                    found.append(self._step(messages.Shifted, name, gate.seen_bits, gate.joined_bits))
+                    found.append(self._step(messages.Shifted, name, gate.seen_bits))
+                    found.append(self._step(messages.Digits, name, gate.joined_bits))
                     later.append(self._step(messages.Signs, name, gate.comparisons))
             found += later
         return [*found, Step(messages.Output, size=self.size(*self.opened))]
@@ -185,6 +197,18 @@ class Plan:
         }
         if any(found > most for most, found in limits.items()):
             raise ConfigError("the program is too large for this protocol", code="program-too-large")
+
+
+def kept_bits(program: Program) -> dict[str, int]:
+    """Find how many of the lowest bits of each tensor matter: those that the next gates open, or all of an output's."""
+    kept: dict[str, int] = {one: program.ring_bits for one in (program.output, program.guard) if one is not None}
+    for layer in reversed(program.layers):
+        bits = kept.get(layer.name, 0)
+        if isinstance(layer, Gated):
+            bits = (layer.bits if isinstance(layer, ReluLayer) else None) or program.ring_bits
+        for one in sources(layer):
+            kept[one] = max(kept.get(one, 0), bits)
+    return kept
 
 
 def parse(encoded: bytes) -> Plan:

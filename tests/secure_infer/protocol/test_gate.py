@@ -22,7 +22,7 @@ from secure_infer.protocol.ring import Ring
 RELU = [
     *((64, 64, shift) for shift in (26, 27, 30)),
     *((32, 32, shift) for shift in (1, 10, 12, 16, 29)),
-    *((64, 52, 26), (64, 58, 26), (64, 34, 26), (64, 33, 30), (64, 41, 12), (64, 14, 1), (32, 24, 10), (32, 30, 16)),
+    *((64, 52, 26), (64, 58, 26), (64, 34, 26), (64, 33, 30), (64, 41, 12), (64, 13, 1), (32, 24, 10), (32, 30, 16)),
 ]
 TRUNCATION = [(64, 1), (64, 26), (64, 32), (64, 33), (64, 61), (32, 1), (32, 10), (32, 29)]
 Keys = tuple[bytes, bytes, bytes]
@@ -48,7 +48,8 @@ def relu(gate: ReluGate, values: np.ndarray, keys: Keys) -> np.ndarray:
     joined = bits[0] ^ bits[1]
     assert not (joined >> gate.joined_bits).any()
     signs = [gate.sign(opened[i], tables[i], joined, highest[i], i) for i in (0, 1)]
-    shares = [gate.select(opened[i], tables[i], signs[0] ^ signs[1], i) for i in (0, 1)]
+    outcomes = [gate.outcomes(opened[i], tables[i], i) for i in (0, 1)]
+    shares = [gate.choose(outcomes[i], tables[i], signs[0] ^ signs[1], i) for i in (0, 1)]
     return signed(shares[0] + shares[1])
 
 
@@ -145,7 +146,17 @@ def test_a_table_without_its_last_product_is_seen(monkeypatch):
 
 @pytest.mark.parametrize(
     ("ring", "bits", "shift"),
-    [(64, 0, 25), (64, 0, 12), (64, 0, 31), (32, 0, 0), (32, 0, 30), (64, 28, 26), (64, 51, 12), (32, 33, 10)],
+    [
+        (64, 0, 25),
+        (64, 0, 12),
+        (64, 0, 31),
+        (32, 0, 0),
+        (32, 0, 30),
+        (64, 28, 26),
+        (64, 51, 12),
+        (32, 33, 10),
+        (64, 14, 1),
+    ],
 )
 def test_a_shift_for_which_the_tables_do_not_suffice_is_refused(ring, bits, shift):
     with pytest.raises(ConfigError) as caught:

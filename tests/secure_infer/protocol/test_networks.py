@@ -57,6 +57,25 @@ def test_a_random_network_gives_exactly_the_integer_result(data, bits, seed, nar
     assert (opened == exact(made, weights, image, trio.gate_masks())).all()
 
 
+def test_what_reaches_a_narrow_gate_and_the_output_beside_it_is_right_in_the_whole_ring():
+    shift = FRACTIONS[64][1]
+    convolution = lambda name, source: ConvolutionLayer(name=name, source=source, out_channels=2, kernel=(1, 1))  # noqa: E731
+    layers = [
+        convolution("one", INPUT),
+        ReluLayer(name="relu", source="one", shift=shift, bits=48),
+        convolution("two", "relu"),
+        ReluLayer(name="narrow", source="two", shift=shift, bits=52),
+        AdditionLayer(name="sum", first="relu", second="narrow"),
+        convolution("three", "sum"),
+        AdditionLayer(name="both", first="three", second="one"),
+    ]
+    made = network(layers, shape=(2, 4, 4))
+    weights = {name: value / 4 for name, value in weights_of(made).items()}
+    image = np.random.default_rng(3).uniform(-4, 4, made.input_shape)
+    trio = Trio(made, weights)
+    assert (trio.ask(image) == exact(made, weights, image, trio.gate_masks())).all()
+
+
 def test_gates_that_do_not_wait_for_each_other_take_their_turns_together():
     layers = [ConvolutionLayer(name=f"c{one}", source=INPUT, out_channels=2, kernel=(1, 1)) for one in "ab"]
     layers += [ReluLayer(name=f"r{one}", source=f"c{one}", shift=FRACTIONS[64][1]) for one in "ab"]
@@ -66,8 +85,8 @@ def test_gates_that_do_not_wait_for_each_other_take_their_turns_together():
     assert trio.plan.rounds == [["ra", "rb"]]
     image = np.random.default_rng(3).uniform(-4, 4, made.input_shape)
     assert (trio.ask(image) == exact(made, weights, image, trio.gate_masks())).all()
-    kinds = [type(one).__name__ for way, one in trio.transcript if way == "P1→P0"][-5:]
-    assert kinds == ["Shifted", "Shifted", "Signs", "Signs", "Output"]
+    kinds = [type(one).__name__ for way, one in trio.transcript if way == "P1→P0"][-7:]
+    assert kinds == ["Shifted", "Digits", "Shifted", "Digits", "Signs", "Signs", "Output"]
 
 
 @pytest.mark.parametrize("narrow", [False, True])

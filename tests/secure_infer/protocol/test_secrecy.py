@@ -33,7 +33,7 @@ from secure_infer.protocol.messages import (
     Signs,
     Tops,
 )
-from secure_infer.protocol.packing import split, unpack
+from secure_infer.protocol.packing import unpack
 from secure_infer.protocol.seal import unseal
 from tests.secure_infer.small_dealer import SEALING_KEY, SIGNER
 from tests.secure_infer.small_model import head
@@ -142,8 +142,8 @@ def derived(trio: Trio, to: str) -> bytes:
     def found(kind: type[Message], layer: int) -> bytes:
         return next(one.values for _, one in trio.transcript if isinstance(one, kind) and one.layer == layer)
 
-    high, _ = split(found(Shifted, plan.numbers["gate"]), 2, gate.seen_bits)
-    seen = [unpack(high, 2, gate.seen_bits, low=gate.low) - masks["gate"].reshape(-1)]
+    opened = unpack(found(Shifted, plan.numbers["gate"]), 2, gate.seen_bits, low=gate.low)
+    seen = [opened - masks["gate"].reshape(-1)]
     own, highest = masks["linear"].reshape(-1), unpack(found(Tops, number), 2, 1)
     if to == "P0":
         seen.append(highest ^ ((own + np.uint64(1 << 62)) >> TOP))

@@ -112,7 +112,9 @@ def test_a_burned_session_holds_no_secret(role, step):
     session.abort()
     kept = [name for name, value in vars(session).items() if isinstance(value, np.ndarray) and value.size]
     assert kept == []
-    for name in ("_seed", "_masks", "_tables", "_covered", "_outputs", "_material", "_shares", "_gate"):
+    for name in ("_seed", "_masks", "_tables", "_covered", "_outputs", "_material", "_shares"):
+        assert not getattr(session, name, None)
+    for name in ("_gates", "_outcomes", "_late"):
         assert not getattr(session, name, None)
 
 

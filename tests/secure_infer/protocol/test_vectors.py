@@ -1,4 +1,4 @@
-"""The transcripts of two queries under fixed randomness, byte for byte; `python -m` this file writes them anew.
+"""The transcripts of three queries under fixed randomness, byte for byte; `python -m` this file writes them anew.
 
 A second implementation can check itself against `vectors.json`: every random number that anybody drew stands there, and
 every frame that anybody sent, for a linear head and for a network that needs every kind of message.
@@ -52,7 +52,7 @@ def every_message() -> Program:
     """Gates of each kind between a convolution, a residual sum and a dense layer, and the guard of the ReLU."""
     layers = [
         ConvolutionLayer(name="one", source=INPUT, out_channels=2, kernel=(2, 2), padding=(1, 1), stride=(2, 2)),
-        ReluLayer(name="relu", source="one", shift=26),
+        ReluLayer(name="relu", source="one", shift=26, bits=53),
         ConvolutionLayer(name="two", source="relu", out_channels=2, kernel=(1, 1), groups=2),
         AdditionLayer(name="sum", first="two", second="relu", second_shift=26),
         ReluLayer(name="relu6", source="sum", shift=26, ceiling=1.0, bits=58),
@@ -63,12 +63,22 @@ def every_message() -> Program:
         FlattenLayer(name="flat", source="pool"),
         DenseLayer(name="head", source="flat", out_features=3),
         GuardLayer(name="sums", sources=("relu",), limits=(64.0,)),
-        ReluLayer(name="guard", source="sums", shift=26),
+        ReluLayer(name="guard", source="sums", shift=26, bits=48),
     ]
     return network(layers, shape=(1, 2, 3), guard="guard", output="head")
 
 
-PROGRAMS = {"head": head(2, 3), "network": every_message()}
+def whole_ring() -> Program:
+    """A gate that compares as much as there can be, by digits of six bits in place of five."""
+    layers = [
+        DenseLayer(name="one", source=INPUT, out_features=2),
+        ReluLayer(name="relu", source="one", shift=26),
+        DenseLayer(name="head", source="relu", out_features=1),
+    ]
+    return network(layers, shape=(2, 1, 1), output="head")
+
+
+PROGRAMS = {"head": head(2, 3), "network": every_message(), "whole ring": whole_ring()}
 
 
 class Recorded:
