@@ -219,7 +219,7 @@ class HospitalSession(Session):
         """Do, while party 1 works on the last message, what the answer to it does not decide."""
         with self._burning(State.QUERYING):
             if self.awaited[0].kind is Signs:
-                self._weigh(self.awaited[0].name)
+                self._foresee(self.awaited[0].name)
 
     def _masked(self, name: str, share: Words) -> Masked:
         values = self._plan.ring.to_bytes([share - self._masks.pop(name)])
@@ -234,12 +234,12 @@ class HospitalSession(Session):
         return Masked(self.bundle, message.layer, packed(pack(answer, gate.shift)))
 
     def _on_shifted(self, message: Shifted) -> None:
-        name, gate = self._step.name, self._gate
+        name, gate = self._step.name, self._relu(self._step.name)
         opened = unpack(message.values, gate.size, gate.seen_bits, f"u{gate.ring.width}", low=gate.low)
         self._gates[name] = opened, *gate.compare(opened, gate.view(self._tables[name]))
 
     def _on_digits(self, message: Digits) -> Message:
-        name, gate = self._step.name, self._gate
+        name, gate = self._step.name, self._relu(self._step.name)
         opened, bits, highest = self._gates[name]
         theirs = unpack(message.values, gate.size, gate.joined_bits, "u4")
         signs = gate.sign(opened, gate.view(self._tables[name]), bits ^ theirs, highest, 0)
@@ -248,24 +248,22 @@ class HospitalSession(Session):
         return Bits(self.bundle, message.layer, packed(pack(sent, gate.joined_bits + gate.comparisons)))
 
     def _on_signs(self, message: Signs) -> Message:
-        name, gate = self._step.name, self._gate
-        self._weigh(name)
+        name, gate = self._step.name, self._relu(self._step.name)
+        self._foresee(name)
         _, _, ours = self._gates.pop(name)
         signs = ours ^ unpack(message.values, gate.size, gate.comparisons, "u1")
         share = gate.choose(self._outcomes.pop(name), gate.view(self._tables.pop(name)), signs, 0)
         return self._masked(name, share.reshape(self._plan.shapes[name]))
 
-    @property
-    def _gate(self) -> ReluGate:
-        gate = self._plan.gates[self._step.name]
+    def _relu(self, name: str) -> ReluGate:
+        gate = self._plan.gates[name]
         assert isinstance(gate, ReluGate)
         return gate
 
-    def _weigh(self, name: str) -> None:
+    def _foresee(self, name: str) -> None:
         """Compute the shares of a gate's result for either sign, once."""
-        gate = self._plan.gates[name]
-        assert isinstance(gate, ReluGate)
         if name not in self._outcomes:
+            gate = self._relu(name)
             self._outcomes[name] = gate.outcomes(self._gates[name][0], gate.view(self._tables[name]), 0)
 
     def _on_output(self, message: Output) -> None:
