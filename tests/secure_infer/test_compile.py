@@ -161,11 +161,11 @@ def test_a_guarded_network_is_right_or_refuses_whatever_its_size():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     network = nn.Sequential(*layers, *ending(8)).eval()
-    compiled = compile_network(network, images((2, 12, 12)))
+    compiled = compile_network(network, images((2, 32, 32)))
     assert compiled.program.guard
     trio = Trio(compiled.program, compiled.weights)
     verdicts = []
-    for image in adversarial((2, 12, 12), compiled.program.input_bound):
+    for image in adversarial((2, 32, 32), compiled.program.input_bound):
         try:
             opened = trio.ask(input_of(compiled.program, image)).reshape(-1)
         except Refused:
@@ -174,7 +174,8 @@ def test_a_guarded_network_is_right_or_refuses_whatever_its_size():
         expected = logits(network, image)
         assert np.abs(opened - expected).max() < 1e-3 * (1 + np.abs(expected).max())
         verdicts.append("right")
-    # The last size of each pattern is refused for its largest value, others by the guard.
+    # The last size of each pattern is refused for its largest value, others by the guard, to which sums of small images
+    # are too small: it sees them in steps of 4096.
     assert verdicts.count("refused") > 5
     assert verdicts.count("right") >= 5
 

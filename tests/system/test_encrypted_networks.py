@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dicom_node.core.errors import ConfigError, ProtocolError, Refused, Unavailable, VeilRayError
 from secure_infer.clear import PlaintextEngine
-from secure_infer.protocol.messages import Covered, Masked
+from secure_infer.protocol.messages import Covered, Digits, Masked, Shifted
 from secure_infer.protocol.plan import Plan
 from tests.secure_infer.small_model import publish, weights_of
 from tests.secure_infer.small_network import Builder, every_kind
@@ -92,7 +92,8 @@ def test_a_hospital_that_breaks_the_rules_online_is_told_so_and_its_bundle_is_bu
         channel.send(Covered(masked.bundle, 1, masked.values))
     elif fault == "silence":
         channel.send(masked)  # and no bits: party 1 waits for `timeout_s`
-        session.handle(channel.receive(session.limit))
+        for _ in (Shifted, Digits):
+            session.handle(channel.receive(session.limit))
     else:
         channel.close()
     if fault != "closed":
