@@ -164,10 +164,9 @@ def read(data: Path, cache: Path) -> tuple[Part, Part]:
     return parts[0], parts[1]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def begin(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Path]:
+    """Read the command line of a bench that trains on features; its arguments, and the folder that holds kermany224."""
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--cache", type=Path, default=Path("feature-cache"), help="folder of the trunk's features")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -175,7 +174,14 @@ def main() -> None:
     data = os.environ.get("PNEUMONIA_DATA")
     if not data:
         parser.error("PNEUMONIA_DATA must name the folder that holds kermany224")
-    training, test = read(Path(data), arguments.cache)
+    return arguments, Path(data)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=5)
+    arguments, data = begin(parser)
+    training, test = read(data, arguments.cache)
     figures.write(arguments.json, run(training, test, arguments.seeds), {})
 
 

@@ -11,22 +11,18 @@ the means over `CHOOSING`, without a prefix.
 from __future__ import annotations
 
 import argparse
-import os
 import re
-from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from dicom_node.core import logs
 from fl_agent import head
 from fl_agent.figures import auc
 from fl_agent.train import Recipe
 from fl_agent.trainset import VIEWS, Films, pooled_features, read_manifest
 from secure_infer.network import Trunk
 from tests.bench import figures
-from tests.bench.accuracy import Part, logits, pooled
+from tests.bench.accuracy import Part, begin, logits, pooled
 
 #: Of each series; 17 % of its patients are in one.
 BLOCKS = 6
@@ -96,7 +92,6 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--taps", nargs="+", default=list(head.TAPS))
     parser.add_argument("--steps", type=int, default=head.RECIPE.steps)
     parser.add_argument("--rate", type=float, default=head.RECIPE.learning_rate)
@@ -104,15 +99,9 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=5, help="trainings for each block held out")
     parser.add_argument("--every", action="store_true", help="hold out every block, and random ones")
     parser.add_argument("--no-noise", action="store_true", help="without privacy, as a bound")
-    parser.add_argument("--cache", type=Path, default=Path("feature-cache"), help="folder of the trunk's features")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    logs.configure("bench", "warning")
-    data = os.environ.get("PNEUMONIA_DATA")
-    if not data:
-        parser.error("PNEUMONIA_DATA must name the folder that holds kermany224")
+    arguments, data = begin(parser)
     recipe = Recipe(arguments.steps, 1.0, arguments.clip, arguments.rate, head.RECIPE.momentum)
-    folder = Path(data) / "kermany224"
+    folder = data / "kermany224"
     films, trunk = read_manifest(folder, "train"), Trunk(arguments.taps)
     part = Part(films, pooled_features(folder, films, trunk, arguments.cache, lambda done, of: None, VIEWS))
     epsilon, draws = (None, 1) if arguments.no_noise else (3.0, arguments.draws)
