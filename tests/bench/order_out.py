@@ -4,14 +4,16 @@ Run: ``python -m tests.bench.order_out --json FILE``, with `PNEUMONIA_DATA` nami
 data set's numbers follow the order of collection, and its test films carry the lowest ones: folds drawn at random could
 flatter a recipe. Here each of the four series of numbers is cut into blocks, and whole blocks are held out.
 `accuracy.md` has the rule by which recipes are chosen with this, and what it found; test films are never read. Keys:
-`blockN_auc_pneumonia`, `blockN_auc_bacterial_viral` (1 is lowest), the same for `random`, means over draws; and
-the means over `CHOOSING`, without a prefix.
+`blockN_auc_pneumonia`, `blockN_auc_bacterial_viral` (1 is lowest), means over draws; both as means over all blocks,
+without a prefix; `detectability`, what the rule compares; and the first two for random blocks, where asked for.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +28,7 @@ from tests.bench.accuracy import Part, begin, logits, pooled
 
 #: Of each series; 17 % of its patients are in one.
 BLOCKS = 6
-#: Those that decide: the lowest, as the test films are, its neighbour, and the highest.
-CHOOSING = (1, 2, 6)
+NUMBERS = range(1, BLOCKS + 1)
 #: `train/normal/IM-0115-0001.jpeg`, `train/normal/NORMAL2-IM-0383-0001.jpeg`, `train/virus/person1_virus_6.jpeg`.
 NUMBERED = re.compile(r"(?P<series>\w+/(?:NORMAL2-)?(?:IM-|person))(?P<number>\d+)[-_]")
 Blocks = NDArray[np.int64]
@@ -72,21 +73,39 @@ def held_out(
     return first, second
 
 
+def detectability(*areas: float) -> float:
+    """Sum d' over questions, where two normal distributions of equal width give AUC = Phi(d' / sqrt 2).
+
+    (Simpson & Fitter 1973, Psychol. Bull. 80:481). A difference near 1 counts for more than the same one near 1/2.
+    """
+    return sum(2**0.5 * NormalDist().inv_cdf(area) for area in areas)
+
+
 def measure(
-    part: Part, recipe: Recipe = head.RECIPE, *, epsilon: float | None = 3.0, draws: int = 5, every: bool = False
+    part: Part,
+    recipe: Recipe = head.RECIPE,
+    *,
+    epsilon: float | None = 3.0,
+    draws: int = 10,
+    random: bool = False,
 ) -> dict[str, float]:
-    """Hold out blocks in turn: those of `CHOOSING`, or all and random ones besides."""
-    blocks, random = ordered(part.films), drawn(part.films)
-    numbers = range(1, BLOCKS + 1) if every else CHOOSING
-    said = {f"block{number}": held_out(part, blocks == number, epsilon, recipe, draws) for number in numbers}
-    if every:
-        several = [held_out(part, random == number, epsilon, recipe, draws) for number in numbers]
-        first, second = np.mean(several, axis=0).tolist()
-        said["random"] = (first, second)
-    names = ("auc_pneumonia", "auc_bacterial_viral")
-    found = {f"{where}_{name}": value for where, both in said.items() for name, value in zip(names, both, strict=True)}
-    for place, name in enumerate(names):
-        found[name] = float(np.mean([said[f"block{number}"][place] for number in CHOOSING]))
+    """Hold out each block in turn, and random ones besides where asked for."""
+    found: dict[str, float] = {}
+
+    def several(blocks: Blocks, prefix: str, parts: str | None) -> None:
+        said = [held_out(part, blocks == number, epsilon, recipe, draws) for number in NUMBERS]
+        for place, name in enumerate(("auc_pneumonia", "auc_bacterial_viral")):
+            if parts:
+                found.update({f"{parts}{number}_{name}": one[place] for number, one in zip(NUMBERS, said, strict=True)})
+            found[prefix + name] = float(np.mean([one[place] for one in said]))
+
+    several(ordered(part.films), "", "block")
+    # Without noise a question may be answered without any error, which no finite d' expresses.
+    areas = found["auc_pneumonia"], found["auc_bacterial_viral"]
+    if all(0 < area < 1 for area in areas):
+        found["detectability"] = detectability(*areas)
+    if random:
+        several(drawn(part.films), "random_", None)
     return found
 
 
@@ -96,16 +115,23 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=head.RECIPE.steps)
     parser.add_argument("--rate", type=float, default=head.RECIPE.learning_rate)
     parser.add_argument("--clip", type=float, default=head.RECIPE.clip)
-    parser.add_argument("--draws", type=int, default=5, help="trainings for each block held out")
-    parser.add_argument("--every", action="store_true", help="hold out every block, and random ones")
+    parser.add_argument("--draws", type=int, default=10, help="trainings for each block held out")
+    parser.add_argument("--views", nargs="+", default=list(VIEWS), choices=VIEWS)
+    parser.add_argument("--features", type=Path, help="others for the same films: an array (images, views, channels)")
+    parser.add_argument("--random", action="store_true", help="hold out random blocks as well")
     parser.add_argument("--no-noise", action="store_true", help="without privacy, as a bound")
     arguments, data = begin(parser)
     recipe = Recipe(arguments.steps, 1.0, arguments.clip, arguments.rate, head.RECIPE.momentum)
     folder = data / "kermany224"
-    films, trunk = read_manifest(folder, "train"), Trunk(arguments.taps)
-    part = Part(films, pooled_features(folder, films, trunk, arguments.cache, lambda done, of: None, VIEWS))
+    films = read_manifest(folder, "train")
+    if arguments.features:
+        features = np.load(arguments.features, allow_pickle=False)
+    else:
+        views = tuple(arguments.views)
+        features = pooled_features(folder, films, Trunk(arguments.taps), arguments.cache, lambda done, of: None, views)
     epsilon, draws = (None, 1) if arguments.no_noise else (3.0, arguments.draws)
-    figures.write(arguments.json, measure(part, recipe, epsilon=epsilon, draws=draws, every=arguments.every), {})
+    found = measure(Part(films, features), recipe, epsilon=epsilon, draws=draws, random=arguments.random)
+    figures.write(arguments.json, found, {})
 
 
 if __name__ == "__main__":

@@ -144,3 +144,11 @@ def test_a_block_held_out_is_scored_by_a_head_that_never_saw_it() -> None:
     found = order_out.measure(replace(whole, features=features), recipe, epsilon=None, draws=1)
     assert found["block1_auc_pneumonia"] < 0.6
     assert found["block2_auc_pneumonia"] > 0.9
+    assert found["auc_pneumonia"] == pytest.approx(np.mean([found[f"block{n}_auc_pneumonia"] for n in range(1, 7)]))
+
+
+def test_what_a_rule_compares_counts_the_distance_between_two_normal_distributions() -> None:
+    # Two distributions of width 1 whose means are 2 apart: AUC = Phi(sqrt 2) = 0.92135.
+    assert order_out.detectability(0.92135, 0.5) == pytest.approx(2.0, abs=1e-3)
+    assert order_out.detectability(0.995, 0.7) - order_out.detectability(0.985, 0.7) > 0.5
+    assert order_out.detectability(0.995, 0.71) - order_out.detectability(0.995, 0.7) < 0.05
