@@ -87,5 +87,5 @@ class FeatureCache:
 
     def _file(self, name: str) -> Path:
         """Return where features are kept: another trunk or other views make another file."""
-        identity = "\n".join([self._trunk.sha256, *self._trunk.taps, *self._views, name])
+        identity = "\n".join([self._trunk.identity, *self._views, name])
         return self._folder / f"{hashlib.sha256(identity.encode()).hexdigest()}.npy"

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dicom_node.core.errors import ConfigError
-from secure_infer.card import CLASSES, Mechanism, Preprocessing, TrunkCard
+from secure_infer.card import CLASSES, Mechanism, Preprocessing, Regions, TrunkCard
 from secure_infer.models import INPUT, ConvolutionLayer, Program, Weights
 from secure_infer.network import DIVISOR, FEATURE_BOUND, GRID, OFFSET, TRUNK_NAME, TRUNK_SHA256, Trunk
 
@@ -19,11 +19,15 @@ from .order import Array, Learned, Order, Progress
 from .randomness import SecureSource
 from .research.dataset import images_folder
 from .train import Recipe, descend, patient_rows, release_mean
-from .trainset import VIEWS, Films, pooled_features
+from .trainset import Films, pooled_features
 
-#: Three depths of the trunk: late stages know objects, earlier ones texture, which tells the pneumonias apart.
-TAPS = ("block10", "block13", "head")
-RECIPE = Recipe(steps=60, sampling_rate=1.0, clip=0.2, learning_rate=30.0, momentum=0.9)
+#: Three depths of the trunk: later stages know shapes, earlier ones texture, which tells the pneumonias apart.
+TAPS = ("block7", "block10", "block13")
+#: The image's quarters have weights of their own: an opacity means something else above the diaphragm than below it.
+REGIONS: Regions = 2
+#: Of `trainset.VIEWS`: the sides of a chest differ, so it is not mirrored.
+VIEWS = ("plain",)
+RECIPE = Recipe(steps=120, sampling_rate=1.0, clip=0.2, learning_rate=15.0, momentum=0.9)
 #: The bias is learned through this constant input, small against the features so that clipping spares them.
 BIAS_INPUT = 0.1
 PREPROCESSING = Preprocessing(
@@ -43,9 +47,9 @@ def learn(order: Order, films: Films, source: SecureSource, progress: Progress) 
     """
     if order.cut is not None:
         raise ConfigError("a head on the whole trunk has no stages to cut behind: choose a network", code="no-cut")
-    folder, trunk = images_folder(order.data), Trunk(TAPS)
+    folder, trunk = images_folder(order.data), default_trunk()
 
-    def features(films: Films, what: str, views: tuple[str, ...] = VIEWS[:1]) -> NDArray[np.float32]:
+    def features(films: Films, what: str, views: tuple[str, ...] = ("plain",)) -> NDArray[np.float32]:
         return pooled_features(folder, films, trunk, order.cache, lambda i, n: progress(what, i, n), views)
 
     pooled = features(films, "training features", VIEWS)
@@ -85,7 +89,18 @@ def program(channels: int) -> Program:
 
 def trunk_card(trunk: Trunk) -> TrunkCard:
     """Describe the public part."""
-    return TrunkCard(name=TRUNK_NAME, sha256=TRUNK_SHA256, taps=trunk.taps, source=texts.TRUNK_SOURCE)
+    return TrunkCard(
+        name=TRUNK_NAME,
+        sha256=TRUNK_SHA256,
+        taps=trunk.taps,
+        regions=None if trunk.regions == 1 else trunk.regions,
+        source=texts.TRUNK_SOURCE,
+    )
+
+
+def default_trunk() -> Trunk:
+    """Build what the default head stands on."""
+    return Trunk(TAPS, regions=REGIONS)
 
 
 def train_head(

@@ -21,7 +21,7 @@ from secure_infer.network import Trunk
 from .features import pooled
 from .research.pictures import grey
 
-#: Each image counts once as it is and once mirrored: augmentation multiplicity (De et al. 2022, arXiv 2204.13650).
+#: How an image may be seen; several at once are augmentation multiplicity (De et al. 2022, arXiv 2204.13650).
 VIEWS = ("plain", "mirrored")
 
 
@@ -160,7 +160,7 @@ def pooled_features(
     IntegrityError
         An image is not the one that the manifest names.
     """
-    identity = "\n".join([trunk.sha256, *trunk.taps, *views, *films.sha256])
+    identity = "\n".join([trunk.identity, *views, *films.sha256])
     target = cache / f"features-{hashlib.sha256(identity.encode()).hexdigest()[:24]}.npy"
     if target.is_file():
         done(len(films.files), len(films.files))

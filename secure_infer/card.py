@@ -25,6 +25,8 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 #: Also a folder's name, so it can never climb out of the store.
 Version = Annotated[str, Field(pattern=r"^[a-z0-9]+(?:[._-][a-z0-9]+)*$", max_length=64)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+#: Into how many parts a head divides an image's height, and its width: 1 for the whole image, 2 for its quarters.
+Regions = Literal[1, 2]
 
 
 class TrunkCard(Part):
@@ -33,6 +35,9 @@ class TrunkCard(Part):
     name: Literal["efficientnet-lite0"] = Field(description="architecture")
     sha256: Sha256 = Field(description="SHA-256 of the public checkpoint file")
     taps: tuple[str, ...] = Field(min_length=1, description="stages whose outputs are the features, in order")
+    regions: Literal[2] | None = Field(
+        default=None, description="2: each quarter of the image has weights of its own; absent: all have the same"
+    )
     source: str = Field(description="where the checkpoint comes from and its licence")
 
 

@@ -2,8 +2,8 @@
 
 The hospital runs these layers in the clear: they are ImageNet weights that anybody can download. What comes out enters
 the private head, which is linear at each of the 7 x 7 positions, so the same encrypted product gives the logits (the
-mean over positions) and a 7 x 7 map of evidence. The network is a list of named stages, `STAGES`, so that a later model
-may cut it earlier and keep any suffix private.
+mean over positions) and a 7 x 7 map of evidence. The image's quarters may have weights of their own. The network is a
+list of named stages, `STAGES`, so that a later model may cut it earlier and keep any suffix private.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from torch.nn import functional
 
 from dicom_node.core.errors import ConfigError, IntegrityError
 from dicom_node.pixels import INPUT_SIZE
+
+from .card import Regions
 
 TRUNK_NAME: Final = "efficientnet-lite0"
 TRUNK_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -212,6 +214,10 @@ class Trunk:
         over positions has length 1 / sqrt(len(taps)).
     sha256 : str
         Of the public checkpoint; another file is refused.
+    regions : {1, 2}
+        Of height and of width (one level of spatial pyramid pooling, He et al. 2014, arXiv 1406.4729). With 2, each
+        channel comes four times, as seen by each quarter, so that a head that is linear at each position has weights of
+        its own for each.
 
     Raises
     ------
@@ -221,20 +227,26 @@ class Trunk:
         The installed checkpoint is not the card's.
     """
 
-    def __init__(self, taps: Sequence[str] = ("head",), sha256: str = TRUNK_SHA256) -> None:
+    def __init__(self, taps: Sequence[str] = ("head",), sha256: str = TRUNK_SHA256, *, regions: Regions = 1) -> None:
         unknown = [tap for tap in taps if tap not in STAGE_NAMES]
         if unknown or not taps:
             raise ConfigError(f"the trunk has no stage {', '.join(unknown) or '(none named)'}", code="unknown-stage")
-        self.taps, self.sha256 = tuple(taps), sha256
+        self.taps, self.sha256, self.regions = tuple(taps), sha256, regions
         last = max(taps, key=STAGE_NAMES.index)
         self.stages = {name: stage.eval() for name, stage in build(public_checkpoint(sha256), last).items()}
         specs = {spec.name: spec for spec in STAGES}
-        self.widths = tuple(specs[tap].channels_out for tap in self.taps)
+        self.widths = tuple(specs[tap].channels_out * regions**2 for tap in self.taps)
+        self._seen = None if regions == 1 else region_weights(regions)
 
     @property
     def channels(self) -> int:
         """Length of the feature vector at each position."""
         return sum(self.widths)
+
+    @property
+    def identity(self) -> str:
+        """What features depend on besides the image, as text."""
+        return "\n".join([self.sha256, *self.taps, str(self.regions)])
 
     def run(self, x: Tensor, first: str = "stem", last: str | None = None) -> dict[str, Tensor]:
         """Run the stages from `first` to `last` and keep the outputs of the taps and of `last`.
@@ -270,6 +282,8 @@ class Trunk:
             blocks = []
             for tap in self.taps:
                 grid = functional.adaptive_avg_pool2d(kept[tap], GRID)
+                if self._seen is not None:
+                    grid = (grid[:, None] * self._seen[:, None]).flatten(1, 2)
                 length = grid.mean((2, 3)).norm(dim=1).clamp_min(LEAST_NORM)
                 blocks.append(grid / (length * len(self.taps) ** 0.5)[:, None, None, None])
             return torch.cat(blocks, 1).clamp_(-FEATURE_BOUND, FEATURE_BOUND)
@@ -288,6 +302,23 @@ class Trunk:
             Within ±16.
         """
         return self.features_of(require_square(image)[None])[0].double().numpy()
+
+
+def region_weights(regions: int) -> Tensor:
+    """Say how much each region sees of each position; the mean over positions of what it sees is its own mean.
+
+    Positions on a border are shared: 3.5 of 7 rows are in either half.
+
+    Returns
+    -------
+    Tensor of float32, shape (regions ** 2, 7, 7)
+        0..regions ** 2; row by row. The mean over regions is 1 everywhere.
+    """
+    ends = torch.arange(GRID + 1, dtype=torch.float64)
+    borders = torch.linspace(0, GRID, regions + 1, dtype=torch.float64)
+    shares = torch.minimum(ends[1:], borders[1:, None]) - torch.maximum(ends[:-1], borders[:-1, None])
+    along = shares.clamp_min(0) * regions
+    return (along[:, None, :, None] * along[None, :, None, :]).flatten(0, 1).float()
 
 
 def scaled(images: NDArray[np.float32]) -> Tensor:

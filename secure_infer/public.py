@@ -127,7 +127,7 @@ def public_part(card: ModelCard) -> PublicPart:
         taken = card.preprocessing
         return Greys(taken.side, shape[0], taken.offset, taken.divisor)
     if isinstance(trunk, TrunkCard):
-        return Trunk(trunk.taps, trunk.sha256)
+        return Trunk(trunk.taps, trunk.sha256, regions=trunk.regions or 1)
     found = Prefix(trunk.cut, trunk.sha256)
     given = next((stage.channels_out, stage.side, stage.side) for stage in STAGES if stage.name == trunk.cut)
     if shape != given:

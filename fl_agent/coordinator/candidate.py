@@ -66,7 +66,7 @@ class Publisher:
             classes=CLASSES,
             population=self._population,
             preprocessing=head.PREPROCESSING,
-            trunk=head.trunk_card(Trunk(plan.taps)),
+            trunk=head.trunk_card(Trunk(plan.taps, regions=plan.regions)),
             suffix=head.program(plan.channels),
             weights_sha256=digest,
             calibration=Calibration(scale=1.0, offsets=(0.0, 0.0, 0.0), method=texts.NOT_CALIBRATED),

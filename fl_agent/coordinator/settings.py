@@ -9,11 +9,10 @@ from pydantic import Field
 
 from dicom_node.core.section import Section
 from dicom_node.core.settings import LogSettings, Population
-from secure_infer.card import Version
+from secure_infer.card import Regions, Version
 
-from ..head import MEAN_NOISE, RECIPE, TAPS
+from ..head import MEAN_NOISE, RECIPE, REGIONS, TAPS, VIEWS
 from ..learning.plan import Key, Member, SiteName
-from ..trainset import VIEWS
 from .patience import Timing
 
 Positive = Annotated[float, Field(gt=0)]
@@ -81,7 +80,8 @@ class RunSettings(Section):
     )
     metrics_weight: float = Field(default=0.2, ge=0, description="norm of a patient's metrics beside the gradient's")
     taps: tuple[str, ...] = Field(default=TAPS, description="stages of the public trunk that give the features")
-    views: tuple[str, ...] = Field(default=VIEWS, description="how each image is seen")
+    regions: Regions = Field(default=REGIONS, description="parts of height and width that have weights of their own")
+    views: tuple[str, ...] = Field(default=VIEWS, description="how each image is seen: plain, mirrored, or both")
 
     def descent(self) -> dict[str, Any]:
         """Return the fields that a plan's descent takes over."""

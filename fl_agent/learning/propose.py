@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from dicom_node.core.settings import Population
+from secure_infer.card import Regions
 
 from ..head import MEAN_NOISE, RECIPE
 from ..secagg.header import least_threshold
@@ -42,9 +43,10 @@ class Budget:
 
 @dataclass(frozen=True)
 class Features:
-    """What the head sees: stages of the public trunk, views of each image, and how many numbers they give."""
+    """What the head sees: stages of the public trunk, regions and views of an image, and how many numbers they give."""
 
     taps: tuple[str, ...]
+    regions: Regions
     views: tuple[str, ...]
     channels: int
 
@@ -126,6 +128,7 @@ def propose(
         run=(run or secrets.token_bytes(16)).hex(),
         version=version,
         taps=features.taps,
+        regions=features.regions,
         views=features.views,
         channels=features.channels,
         population=population,

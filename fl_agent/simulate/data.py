@@ -8,13 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from secure_infer.network import Trunk
-
-from ..head import TAPS
+from ..head import VIEWS, default_trunk
 from ..learning.propose import Features
 from ..learning.site import Examples
 from ..order import Progress
-from ..trainset import VIEWS, Films, pooled_features, read_manifest, split_patients
+from ..trainset import Films, pooled_features, read_manifest, split_patients
 from .drawn import draw
 
 #: Share of the patients who are nobody's, for figures.
@@ -50,7 +48,7 @@ def kermany(data: Path, sites: int, cache: Path, seed: int, progress: Progress) 
     ConfigError
         The folder does not hold the data set.
     """
-    folder, trunk = data / "kermany224", Trunk(TAPS)
+    folder, trunk = data / "kermany224", default_trunk()
     train, validation = split_patients(read_manifest(folder, "train"), VALIDATION_SHARE, seed)
 
     def examples(films: Films, what: str, views: tuple[str, ...]) -> Examples:
@@ -59,14 +57,14 @@ def kermany(data: Path, sites: int, cache: Path, seed: int, progress: Progress) 
 
     everybody = examples(train, "training features", VIEWS)
     divided = divide(everybody, sites, seed)
-    features = Features(trunk.taps, VIEWS, trunk.channels)
-    return Divided("kermany224", features, divided, examples(validation, "validation features", VIEWS[:1]))
+    features = Features(trunk.taps, trunk.regions, VIEWS, trunk.channels)
+    return Divided("kermany224", features, divided, examples(validation, "validation features", ("plain",)))
 
 
 def drawn(sites: int, seed: int) -> Divided:
     """Draw features where no data are at hand; their figures say nothing about X-rays."""
     everybody = draw(DRAWN_PATIENTS, DRAWN_CHANNELS, seed, spread=2.0)
-    features = Features(("head",), VIEWS, DRAWN_CHANNELS)
+    features = Features(("head",), 1, VIEWS, DRAWN_CHANNELS)
     validation = draw(DRAWN_PATIENTS // 5, DRAWN_CHANNELS, seed + 1, spread=2.0)
     return Divided("drawn features", features, divide(everybody, sites, seed), validation)
 

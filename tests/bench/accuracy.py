@@ -33,9 +33,8 @@ from fl_agent.learning.site import Examples
 from fl_agent.randomness import SecureSource
 from fl_agent.simulate.federation import Federation
 from fl_agent.train import Recipe, descend, patient_rows
-from fl_agent.trainset import VIEWS, Films, pooled_features, read_manifest
+from fl_agent.trainset import Films, pooled_features, read_manifest
 from secure_infer.models import Weights
-from secure_infer.network import Trunk
 from tests.bench import figures, scores
 
 #: Of the patients, in each hospital.
@@ -88,7 +87,7 @@ def federated(
     plan = propose(
         version,
         consortium.members,
-        Features(head.TAPS, VIEWS, channels),
+        Features(head.TAPS, head.REGIONS, head.VIEWS, channels),
         Budget(float(epsilon or NO_BUDGET), DELTA, mode),
         default_descent(recipe.steps),
         centre_noise=head.MEAN_NOISE if epsilon else NO_NOISE,
@@ -155,9 +154,9 @@ def run(
 
 def read(data: Path, cache: Path) -> tuple[Part, Part]:
     """Read training and test images and pass them through the trunk, once for every cache."""
-    trunk, folder = Trunk(head.TAPS), data / "kermany224"
+    trunk, folder = head.default_trunk(), data / "kermany224"
     parts = []
-    for split, views in (("train", VIEWS), ("test", VIEWS[:1])):
+    for split, views in (("train", head.VIEWS), ("test", ("plain",))):
         films = read_manifest(folder, split)
         print(f"features of {len(films.files)} {split} images", flush=True)
         parts.append(Part(films, pooled_features(folder, films, trunk, cache, lambda done, of: None, views)))

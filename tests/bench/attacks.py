@@ -27,10 +27,9 @@ from torch import Tensor, nn
 
 from dicom_node.phantom.drawing import KINDS, draw
 from fl_agent.accounting import descent_of, noise_for
-from fl_agent.head import BIAS_INPUT, TAPS, linear_head
+from fl_agent.head import BIAS_INPUT, default_trunk, linear_head
 from fl_agent.train import Recipe
 from fl_agent.trainset import Films, pooled_features, read_image, read_manifest
-from secure_infer.network import Trunk
 from tests.bench import figures
 from tests.bench.attack_page import Row, page
 from tests.fl_agent.attacks import membership, updates
@@ -192,7 +191,7 @@ def features(effort: Effort, cache: Path) -> tuple[NDArray[np.float32], NDArray[
     if not (DATA / "kermany224" / "manifest.csv").is_file():
         return None
     films = some_patients(read_manifest(DATA / "kermany224", "train"), effort.patients, 1)
-    pooled = pooled_features(DATA / "kermany224", films, Trunk(TAPS), cache, lambda done, of: None, ("plain",))
+    pooled = pooled_features(DATA / "kermany224", films, default_trunk(), cache, lambda done, of: None, ("plain",))
     return pooled[:, 0], films.labels
 
 

@@ -27,7 +27,7 @@ from fl_agent.figures import pneumonia_metrics
 from secure_infer.answer import Answer
 from secure_infer.clear import PlaintextEngine
 from secure_infer.models import SHIPPED, ModelStore
-from secure_infer.network import Trunk
+from secure_infer.public import public_part
 from tests.bench import figures
 from tests.conftest import DATA
 from tests.dicomfiles import radiograph
@@ -71,7 +71,7 @@ def run(data: Path, limit: int | None) -> tuple[dict[str, float], dict[str, Any]
     cases = load(data, limit)
     store = ModelStore(SHIPPED)
     card = store.card(store.active())
-    trunk = Trunk(card.trunk.taps, card.trunk.sha256)
+    trunk = public_part(card)
     engine = PlaintextEngine(card.suffix, store.weights(card.version))
     plain: dict[str, Answer] = {}
     with tempfile.TemporaryDirectory() as temporary, Stack(Path(temporary), quiet_s=0.2) as stack:

@@ -26,7 +26,6 @@ from torch import nn
 from fl_agent import deep, head
 from fl_agent.randomness import SecureSource
 from fl_agent.train import Recipe, Rows, descend, patient_loss, patient_rows
-from secure_infer.network import Trunk
 from tests.bench import figures
 
 #: Patients and the most images of one of them; the sizes of Kermany's training part.
@@ -68,7 +67,7 @@ def plain(
 
 def of_head(patients: int = PATIENTS) -> tuple[Descent, Descent]:
     """Return plain and private descents of the default network."""
-    rows = head_rows(patients, Trunk(head.TAPS).channels + 1)
+    rows = head_rows(patients, head.default_trunk().channels + 1)
     features = rows.inputs.shape[1]
 
     def recipe(steps: int) -> Recipe:

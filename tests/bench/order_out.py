@@ -14,6 +14,7 @@ import argparse
 import re
 from pathlib import Path
 from statistics import NormalDist
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from fl_agent import head
 from fl_agent.figures import auc
 from fl_agent.train import Recipe
 from fl_agent.trainset import VIEWS, Films, pooled_features, read_manifest
+from secure_infer.card import Regions
 from secure_infer.network import Trunk
 from tests.bench import figures
 from tests.bench.accuracy import Part, begin, logits, pooled
@@ -116,7 +118,8 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=head.RECIPE.learning_rate)
     parser.add_argument("--clip", type=float, default=head.RECIPE.clip)
     parser.add_argument("--draws", type=int, default=10, help="trainings for each block held out")
-    parser.add_argument("--views", nargs="+", default=list(VIEWS), choices=VIEWS)
+    parser.add_argument("--regions", type=int, default=head.REGIONS, choices=get_args(Regions))
+    parser.add_argument("--views", nargs="+", default=list(head.VIEWS), choices=VIEWS)
     parser.add_argument("--features", type=Path, help="others for the same films: an array (images, views, channels)")
     parser.add_argument("--random", action="store_true", help="hold out random blocks as well")
     parser.add_argument("--no-noise", action="store_true", help="without privacy, as a bound")
@@ -127,8 +130,8 @@ def main() -> None:
     if arguments.features:
         features = np.load(arguments.features, allow_pickle=False)
     else:
-        views = tuple(arguments.views)
-        features = pooled_features(folder, films, Trunk(arguments.taps), arguments.cache, lambda done, of: None, views)
+        trunk, views = Trunk(arguments.taps, regions=arguments.regions), tuple(arguments.views)
+        features = pooled_features(folder, films, trunk, arguments.cache, lambda done, of: None, views)
     epsilon, draws = (None, 1) if arguments.no_noise else (3.0, arguments.draws)
     found = measure(Part(films, features), recipe, epsilon=epsilon, draws=draws, random=arguments.random)
     figures.write(arguments.json, found, {})

@@ -16,7 +16,7 @@ from secure_infer.answer import Answer
 from secure_infer.card import ModelCard
 from secure_infer.clear import PlaintextEngine
 from secure_infer.models import SHIPPED, ModelStore, public_hex, signing_key
-from secure_infer.network import Trunk
+from secure_infer.public import public_part
 from tests.fl_agent.small_dataset import write
 
 
@@ -56,7 +56,7 @@ def test_the_shipped_figures_meet_what_the_model_promises(shipped: ModelCard) ->
 
 def test_the_head_on_the_mean_feature_gives_the_logits(shipped: ModelCard) -> None:
     weights = ModelStore(SHIPPED).weights(shipped.version)
-    trunk = Trunk(shipped.trunk.taps, shipped.trunk.sha256)
+    trunk = public_part(shipped)
     features = trunk.features(np.random.default_rng(0).uniform(0, 1, (224, 224)).astype(np.float32))
     logits = PlaintextEngine(shipped.suffix, weights).infer(features).logits
     pooled = weights["head.weight"][:, :, 0, 0] @ features.mean((1, 2)) + weights["head.bias"]

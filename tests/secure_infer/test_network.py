@@ -90,6 +90,41 @@ def test_features_are_pooled_to_the_grid_and_scaled_to_unit_length(trunk: Trunk,
     assert np.linalg.norm(found.mean((1, 2))) == pytest.approx(1.0, abs=1e-5)
 
 
+def test_each_quarter_has_channels_of_its_own_that_see_nothing_of_the_others(image: np.ndarray) -> None:
+    whole, parted = Trunk(("block7", "block13")), Trunk(("block7", "block13"), regions=2)
+    assert parted.channels == 4 * whole.channels == 4 * (80 + 192)
+    assert parted.identity != whole.identity
+    plain, found = whole.features(image), parted.features(image)
+    assert np.linalg.norm(found.mean((1, 2))) == pytest.approx(1.0, abs=1e-5)
+    start = 0
+    for width in (80, 192):
+        grid, seen = plain[start : start + width], found[4 * start : 4 * (start + width)].reshape(4, width, 7, 7)
+        start += width
+        # Whatever is seen by any quarter is the whole image again, up to the length of all four together.
+        ratio = seen.mean(0) / np.where(grid == 0, 1, grid)
+        np.testing.assert_allclose(ratio[grid != 0], np.median(ratio[grid != 0]), rtol=1e-4)
+        for quarter, (row, column) in enumerate(itertools.product((slice(0, 3), slice(4, 7)), repeat=2)):
+            assert np.abs(seen[quarter][:, row, column]).max() > 0
+            others = np.ones((7, 7), dtype=bool)
+            others[row, column] = others[3, :] = others[:, 3] = False
+            assert np.abs(seen[quarter][:, others]).max() == 0
+        # A quarter's mean is that of its 3.5 x 3.5 positions: the middle row and column are shared.
+        shares = np.array([1, 1, 1, 0.5, 0, 0, 0])
+        top_left = (grid * shares[:, None] * shares).sum((1, 2)) / shares.sum() ** 2
+        np.testing.assert_allclose(seen[0].mean((1, 2)), top_left * np.median(ratio[grid != 0]), atol=1e-6)
+
+
+def test_a_change_in_one_quarter_moves_the_others_by_nothing_but_their_length() -> None:
+    trunk, rng = Trunk(("stem",), regions=2), np.random.default_rng(1)
+    before = rng.uniform(0, 1, (224, 224)).astype(np.float32)
+    after = before.copy()
+    after[:96, :96] = rng.uniform(0, 0.5, (96, 96))
+    first, second = (trunk.features(one).reshape(4, -1, 7, 7)[3] for one in (before, after))
+    # Of two pictures' vectors for the lower right quarter, one is a multiple of the other.
+    cosine = (first * second).sum() / np.linalg.norm(first) / np.linalg.norm(second)
+    assert cosine == pytest.approx(1.0, abs=1e-6)
+
+
 def test_a_batch_gives_what_its_images_give(trunk: Trunk, image: np.ndarray) -> None:
     both = trunk.features_of(np.stack([image, image[:, ::-1]])).numpy()
     np.testing.assert_allclose(both[0], trunk.features(image), atol=1e-5)
@@ -107,9 +142,10 @@ def test_the_suffix_after_any_cut_gives_the_same_output(trunk: Trunk, image: np.
 
 @pytest.mark.parametrize("grey", [0.0, 0.5, 1.0])
 def test_an_even_image_stays_finite_and_within_the_bound(trunk: Trunk, grey: float) -> None:
-    found = trunk.features(np.full((224, 224), grey, dtype=np.float32))
-    assert np.isfinite(found).all()
-    assert np.abs(found).max() <= network.FEATURE_BOUND
+    for one in (trunk, Trunk(TAPS, regions=2)):
+        found = one.features(np.full((224, 224), grey, dtype=np.float32))
+        assert np.isfinite(found).all()
+        assert np.abs(found).max() <= network.FEATURE_BOUND
 
 
 def test_another_checkpoint_is_refused_before_it_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:

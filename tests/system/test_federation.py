@@ -25,11 +25,11 @@ from dicom_node.demo.pacs import OwnPacs
 from dicom_node.demo.stack import Stack
 from dicom_node.launch import Service
 from fl_agent.courier.nvflare import local
+from fl_agent.head import VIEWS, default_trunk
 from fl_agent.learning.site import Examples
 from fl_agent.runreport import record
-from fl_agent.trainset import VIEWS, pooled_features, read_manifest
+from fl_agent.trainset import pooled_features, read_manifest
 from secure_infer.models import SHIPPED, ModelStore, public_hex, signing_key
-from secure_infer.network import Trunk
 from tests.conftest import DATA
 from tests.system.hospital_agent import canary, drawn
 from tests.system.relays import Relays
@@ -37,7 +37,6 @@ from tests.system.sites import command, names, report
 
 #: Patients of each.
 HOSPITALS = {"north": 20, "east": 35, "south": 60}
-TAPS = ("head",)
 VERSION = "2.0.0"
 ROUNDS = 4
 #: After how many sums memory is looked at.
@@ -48,7 +47,7 @@ MAPPED = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) rw.*\n(?:(?!Rss:).*\n)*?Rss: +[1-
 
 def rows() -> dict[str, Examples]:
     """Patients of kermany224 that the hospitals share out, or drawn ones where it is not at hand."""
-    trunk, folder = Trunk(TAPS), DATA / "kermany224"
+    trunk, folder = default_trunk(), DATA / "kermany224"
     if not (folder / "manifest.csv").is_file():
         return {name: drawn(count, trunk.channels, count) for name, count in HOSPITALS.items()}
     films = read_manifest(folder, "train")
@@ -110,7 +109,7 @@ class Federation:
                 f'publisher_key_file = "{folder / "publisher.pem"}"',
                 *members,
                 "[population]\nmin_age_years = 1\nmax_age_years = 5",
-                f'[run]\nversion = "{VERSION}"\ndelta = 1e-3\nrounds = {ROUNDS}\nspare = 4\ntaps = {list(TAPS)}',
+                f'[run]\nversion = "{VERSION}"\ndelta = 1e-3\nrounds = {ROUNDS}\nspare = 4',
                 f'[courier]\nsocket = "{socket}"',
                 "[timing]\nstage_s = 10.0\ncontribution_s = 20.0\njoining_s = 60.0",
             ]

@@ -26,11 +26,18 @@ def test_examples_follow_consent_and_the_plan(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.features, rows.features)
     np.testing.assert_array_equal(found.labels, rows.labels)
 
+    quarters = patients(wanted.model_copy(update={"regions": 2, "channels": 4 * 192}))
+    assert quarters.features.shape == (*found.features.shape[:2], 4 * 192)
+    # Taken together, the quarters are the whole image.
+    together = quarters.features.reshape(*found.features.shape[:2], 4, 192).sum(2)
+    directions = together / np.linalg.norm(together, axis=2, keepdims=True)
+    np.testing.assert_allclose(directions, found.features, atol=1e-5)
+
     adults = wanted.model_copy(update={"population": Population(min_age_years=60, max_age_years=90)})
     assert patients(adults).count == 0
     hospital.decide(1, Decision.WITHDRAWN)
     assert patients(wanted).labels.tolist() == [2]
-    for change in ({"taps": ("block99",)}, {"channels": 191}, {"views": ("upside-down",)}):
+    for change in ({"taps": ("block99",)}, {"channels": 191}, {"regions": 2}, {"views": ("upside-down",)}):
         with pytest.raises(Refused) as error:
             patients(wanted.model_copy(update=change))
         assert error.value.code == "features"
