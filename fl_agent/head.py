@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dicom_node.core.errors import ConfigError
-from secure_infer.card import CLASSES, Mechanism, Preprocessing, Regions, TrunkCard
+from secure_infer.card import CLASSES, Mechanism, Preprocessing, Regions, Side, TrunkCard
 from secure_infer.models import INPUT, ConvolutionLayer, Program, Weights
 from secure_infer.network import DIVISOR, FEATURE_BOUND, GRID, OFFSET, TRUNK_NAME, TRUNK_SHA256, Trunk
 
@@ -23,6 +23,8 @@ from .trainset import Films, pooled_features
 
 #: Three depths of the trunk: later stages know shapes, earlier ones texture, which tells the pneumonias apart.
 TAPS = ("block7", "block10", "block13")
+#: The image is enlarged, so that the same stages see finer detail.
+SIDE: Side = 288
 #: The image's quarters have weights of their own: an opacity means something else above the diaphragm than below it.
 REGIONS: Regions = 2
 #: Of `trainset.VIEWS`: the sides of a chest differ, so it is not mirrored.
@@ -30,9 +32,6 @@ VIEWS = ("plain",)
 RECIPE = Recipe(steps=120, sampling_rate=1.0, clip=0.2, learning_rate=15.0, momentum=0.9)
 #: The bias is learned through this constant input, small against the features so that clipping spares them.
 BIAS_INPUT = 0.1
-PREPROCESSING = Preprocessing(
-    side=224, resampling="bicubic, antialiased", offset=OFFSET, divisor=DIVISOR, normalisation=texts.NORMALISATION
-)
 #: Noise of the single release; little of the budget goes to it.
 MEAN_NOISE = 8.0
 
@@ -66,7 +65,7 @@ def learn(order: Order, films: Films, source: SecureSource, progress: Progress) 
         weights={"head.weight": matrix[..., None, None], "head.bias": bias},  # as a 1 x 1 convolution holds it
         logits=logits,
         mechanisms=mechanisms,
-        preprocessing=PREPROCESSING,
+        preprocessing=preprocessing(trunk),
         trunk=trunk_card(trunk),
         not_covered=texts.NOT_COVERED,
         limits=texts.HEAD_LIMITS,
@@ -87,6 +86,17 @@ def program(channels: int) -> Program:
     )
 
 
+def preprocessing(trunk: Trunk) -> Preprocessing:
+    """Describe how an image comes to the public part."""
+    return Preprocessing(
+        side=trunk.side,
+        resampling="bicubic, antialiased",
+        offset=OFFSET,
+        divisor=DIVISOR,
+        normalisation=texts.NORMALISATION,
+    )
+
+
 def trunk_card(trunk: Trunk) -> TrunkCard:
     """Describe the public part."""
     return TrunkCard(
@@ -100,7 +110,7 @@ def trunk_card(trunk: Trunk) -> TrunkCard:
 
 def default_trunk() -> Trunk:
     """Build what the default head stands on."""
-    return Trunk(TAPS, regions=REGIONS)
+    return Trunk(TAPS, side=SIDE, regions=REGIONS)
 
 
 def train_head(

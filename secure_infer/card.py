@@ -27,6 +27,8 @@ Version = Annotated[str, Field(pattern=r"^[a-z0-9]+(?:[._-][a-z0-9]+)*$", max_le
 Probability = Annotated[float, Field(ge=0, le=1)]
 #: Into how many parts a head divides an image's height, and its width: 1 for the whole image, 2 for its quarters.
 Regions = Literal[1, 2]
+#: Rows and columns of what enters the trunk.
+Side = Literal[224, 288]
 
 
 class TrunkCard(Part):
@@ -53,7 +55,7 @@ class PrefixCard(Part):
 class Preprocessing(Part):
     """How a displayed image becomes the network's input; the code is the authority, these are its constants."""
 
-    side: Literal[128, 224] = Field(description="rows and columns after resampling, aspect ratio not kept")
+    side: Literal[128, 224, 288] = Field(description="rows and columns after resampling, aspect ratio not kept")
     resampling: Literal["bicubic, antialiased"] = Field(description="how an image comes to 224, and from there to side")
     offset: float = Field(description="taken from the grey value 0..255")
     divisor: float = Field(gt=0, description="then divided by this; the channels of the input are equal")
@@ -213,8 +215,8 @@ class ModelCard(Part):
         side = self.preprocessing.side
         if self.trunk is None and self.suffix.input_shape not in {(channels, side, side) for channels in (1, 3)}:
             raise ValueError(f"without a trunk the private part takes 1 or 3 channels of {side} x {side}")
-        if self.trunk is not None and side != 224:
-            raise ValueError("the trunk takes images of 224 x 224")
+        if self.trunk is not None and side not in ((224, 288) if isinstance(self.trunk, TrunkCard) else (224,)):
+            raise ValueError(f"the public part takes no images of {side} x {side}")
         return self
 
     def figure(self, name: str) -> Figure:

@@ -25,7 +25,7 @@ from torch.nn import functional
 from dicom_node.core.errors import ConfigError, IntegrityError
 from dicom_node.pixels import INPUT_SIZE
 
-from .card import Regions
+from .card import Regions, Side
 
 TRUNK_NAME: Final = "efficientnet-lite0"
 TRUNK_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -214,6 +214,8 @@ class Trunk:
         over positions has length 1 / sqrt(len(taps)).
     sha256 : str
         Of the public checkpoint; another file is refused.
+    side : {224, 288}
+        To which the image is enlarged first; finer stages then see more of each position.
     regions : {1, 2}
         Of height and of width (one level of spatial pyramid pooling, He et al. 2014, arXiv 1406.4729). With 2, each
         channel comes four times, as seen by each quarter, so that a head that is linear at each position has weights of
@@ -227,11 +229,13 @@ class Trunk:
         The installed checkpoint is not the card's.
     """
 
-    def __init__(self, taps: Sequence[str] = ("head",), sha256: str = TRUNK_SHA256, *, regions: Regions = 1) -> None:
+    def __init__(
+        self, taps: Sequence[str] = ("head",), sha256: str = TRUNK_SHA256, *, side: Side = 224, regions: Regions = 1
+    ) -> None:
         unknown = [tap for tap in taps if tap not in STAGE_NAMES]
         if unknown or not taps:
             raise ConfigError(f"the trunk has no stage {', '.join(unknown) or '(none named)'}", code="unknown-stage")
-        self.taps, self.sha256, self.regions = tuple(taps), sha256, regions
+        self.taps, self.sha256, self.side, self.regions = tuple(taps), sha256, side, regions
         last = max(taps, key=STAGE_NAMES.index)
         self.stages = {name: stage.eval() for name, stage in build(public_checkpoint(sha256), last).items()}
         specs = {spec.name: spec for spec in STAGES}
@@ -246,7 +250,7 @@ class Trunk:
     @property
     def identity(self) -> str:
         """What features depend on besides the image, as text."""
-        return "\n".join([self.sha256, *self.taps, str(self.regions)])
+        return "\n".join([self.sha256, *self.taps, str(self.side), str(self.regions)])
 
     def run(self, x: Tensor, first: str = "stem", last: str | None = None) -> dict[str, Tensor]:
         """Run the stages from `first` to `last` and keep the outputs of the taps and of `last`.
@@ -278,7 +282,7 @@ class Trunk:
         Tensor of float32, shape (batch, channels, 7, 7)
         """
         with torch.inference_mode():
-            kept = self.run(scaled(images))
+            kept = self.run(scaled(images, self.side))
             blocks = []
             for tap in self.taps:
                 grid = functional.adaptive_avg_pool2d(kept[tap], GRID)
@@ -321,10 +325,19 @@ def region_weights(regions: int) -> Tensor:
     return (along[:, None, :, None] * along[None, :, None, :]).flatten(0, 1).float()
 
 
-def scaled(images: NDArray[np.float32]) -> Tensor:
+def greys(images: NDArray[np.float32], side: int) -> Tensor:
+    """Bring a batch, shape (batch, 224, 224), 0..1, to grey values of 0..255, shape (batch, 1, side, side)."""
+    x = torch.from_numpy(np.ascontiguousarray(images)).unsqueeze(1) * 255.0
+    if side != INPUT_SIZE:
+        # The overshoot of bicubic weights is clipped, as in `dicom_node.pixels`.
+        size = (side, side)
+        x = functional.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False).clamp(0.0, 255.0)
+    return x
+
+
+def scaled(images: NDArray[np.float32], side: int = INPUT_SIZE) -> Tensor:
     """Scale a batch, shape (batch, 224, 224), 0..1, as the checkpoint takes it: bytes less `OFFSET`, over `DIVISOR`."""
-    x = (torch.from_numpy(np.ascontiguousarray(images)).unsqueeze(1) * 255.0 - OFFSET) / DIVISOR
-    return x.contiguous(memory_format=torch.channels_last)
+    return ((greys(images, side) - OFFSET) / DIVISOR).contiguous(memory_format=torch.channels_last)
 
 
 def require_square(image: NDArray[np.float32]) -> NDArray[np.float32]:

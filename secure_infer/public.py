@@ -7,19 +7,17 @@ the image (`Trunk`, `Prefix`, `Greys`). The card says which.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from dicom_node.core.errors import ConfigError
-from dicom_node.pixels import INPUT_SIZE
 
-from .card import ModelCard, TrunkCard
-from .network import STAGES, TRUNK_SHA256, Trunk, require_square, scaled
+from .card import ModelCard, Side, TrunkCard
+from .network import STAGES, TRUNK_SHA256, Trunk, greys, require_square, scaled
 
 
 class PublicPart(Protocol):
@@ -57,7 +55,7 @@ class Greys:
     Attributes
     ----------
     side : int
-        Rows and columns, at most 224.
+        Rows and columns.
     channels : int
         How many equal channels.
     offset, divisor : float
@@ -71,12 +69,7 @@ class Greys:
 
     def features_of(self, images: NDArray[np.float32]) -> Tensor:
         """Resample and scale a batch; see `PublicPart`."""
-        x = torch.from_numpy(np.ascontiguousarray(images))[:, None] * 255.0
-        if self.side != INPUT_SIZE:
-            size = (self.side, self.side)
-            # The overshoot of bicubic weights is clipped, as in `dicom_node.pixels`.
-            x = functional.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False).clamp(0.0, 255.0)
-        return ((x - self.offset) / self.divisor).expand(-1, self.channels, -1, -1)
+        return ((greys(images, self.side) - self.offset) / self.divisor).expand(-1, self.channels, -1, -1)
 
     def features(self, image: NDArray[np.float32]) -> NDArray[np.float64]:
         """Resample and scale one image; see `PublicPart`."""
@@ -122,12 +115,12 @@ def public_part(card: ModelCard) -> PublicPart:
     IntegrityError
         The installed checkpoint is not the card's.
     """
-    trunk, shape = card.trunk, card.suffix.input_shape
+    trunk, shape, taken = card.trunk, card.suffix.input_shape, card.preprocessing
     if trunk is None:
-        taken = card.preprocessing
         return Greys(taken.side, shape[0], taken.offset, taken.divisor)
     if isinstance(trunk, TrunkCard):
-        return Trunk(trunk.taps, trunk.sha256, regions=trunk.regions or 1)
+        # A card with another side is none.
+        return Trunk(trunk.taps, trunk.sha256, side=cast(Side, taken.side), regions=trunk.regions or 1)
     found = Prefix(trunk.cut, trunk.sha256)
     given = next((stage.channels_out, stage.side, stage.side) for stage in STAGES if stage.name == trunk.cut)
     if shape != given:

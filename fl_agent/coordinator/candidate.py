@@ -57,6 +57,7 @@ class Publisher:
         return card
 
     def _card(self, plan: Plan, training: Training, digest: str) -> ModelCard:
+        trunk = Trunk(plan.taps, side=plan.side, regions=plan.regions)
         cost = terms.epsilons(plan)
         spent = [one for release in terms.releases(plan) for one in terms.spendings(plan, release)]
         return ModelCard(
@@ -65,8 +66,8 @@ class Publisher:
             intended_use=texts.INTENDED_USE,
             classes=CLASSES,
             population=self._population,
-            preprocessing=head.PREPROCESSING,
-            trunk=head.trunk_card(Trunk(plan.taps, regions=plan.regions)),
+            preprocessing=head.preprocessing(trunk),
+            trunk=head.trunk_card(trunk),
             suffix=head.program(plan.channels),
             weights_sha256=digest,
             calibration=Calibration(scale=1.0, offsets=(0.0, 0.0, 0.0), method=texts.NOT_CALIBRATED),

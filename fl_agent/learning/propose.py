@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from dicom_node.core.settings import Population
-from secure_infer.card import Regions
+from secure_infer.card import Regions, Side
 
 from ..head import MEAN_NOISE, RECIPE
 from ..secagg.header import least_threshold
@@ -43,9 +43,10 @@ class Budget:
 
 @dataclass(frozen=True)
 class Features:
-    """What the head sees: stages of the public trunk, regions and views of an image, and how many numbers they give."""
+    """What the head sees: what `Trunk` is made of, views of an image, and how many numbers they give."""
 
     taps: tuple[str, ...]
+    side: Side
     regions: Regions
     views: tuple[str, ...]
     channels: int
@@ -128,6 +129,7 @@ def propose(
         run=(run or secrets.token_bytes(16)).hex(),
         version=version,
         taps=features.taps,
+        side=features.side,
         regions=features.regions,
         views=features.views,
         channels=features.channels,

@@ -26,7 +26,7 @@ def simulate(
         Literal["distributed", "site"], typer.Option(help="Who adds the noise: each site a share, or all of it.")
     ] = "distributed",
     honest: Annotated[int | None, typer.Option(help="Sites that epsilon counts on, in mode distributed.")] = None,
-    rounds: Annotated[int, typer.Option(help="Secure sums of the descent.", min=1)] = 60,
+    rounds: Annotated[int, typer.Option(help="Secure sums of the descent.", min=1)] = 120,
     local_steps: Annotated[int, typer.Option(help="Steps at the site for each sum, in mode site.", min=1)] = 1,
     data: Annotated[Path | None, typer.Option(help="Folder that holds kermany224; else features are drawn.")] = None,
     cache: Annotated[Path, typer.Option(help="Folder for the trunk's features: patient data.")] = Path("feature-cache"),

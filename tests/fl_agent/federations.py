@@ -109,7 +109,7 @@ def federation(
 
 def plan(made: Federation, mode: str = "distributed", rounds: int = 3, spare: int = 3, **descent: Any) -> Plan:
     budget = Budget(3.0, 1e-3, mode)
-    features = Features(("head",), 1, ("plain", "mirrored"), CHANNELS)
+    features = Features(("head",), 224, 1, ("plain", "mirrored"), CHANNELS)
     chosen = default_descent(rounds, spare, **{"learning_rate": 2.0, "clip": 0.3, **descent})
     return propose("1.0", made.members, features, budget, chosen)
 

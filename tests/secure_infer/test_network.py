@@ -114,6 +114,20 @@ def test_each_quarter_has_channels_of_its_own_that_see_nothing_of_the_others(ima
         np.testing.assert_allclose(seen[0].mean((1, 2)), top_left * np.median(ratio[grid != 0]), atol=1e-6)
 
 
+def test_an_enlarged_image_enters_the_same_stages(image: np.ndarray) -> None:
+    small, large = Trunk(("block13",)), Trunk(("block13",), side=288)
+    assert large.channels == small.channels
+    assert large.identity != small.identity
+    # Where nothing but a slow ramp is shown, enlarging changes no pixel by more than a step of grey.
+    ramp = np.tile(np.linspace(0.2, 0.8, 224, dtype=np.float32), (224, 1))
+    assert float(network.greys(ramp[None], 288).max()) == pytest.approx(0.8 * 255, abs=1)
+    assert network.greys(ramp[None], 288).shape == (1, 1, 288, 288)
+    kept = large.run((network.greys(image[None], 288) - 127) / 128)["block13"]
+    assert kept.shape == (1, 192, 9, 9)
+    grid = functional.adaptive_avg_pool2d(kept, 7)[0].numpy()
+    np.testing.assert_allclose(large.features(image), grid / np.linalg.norm(grid.mean((1, 2))), atol=2e-5)
+
+
 def test_a_change_in_one_quarter_moves_the_others_by_nothing_but_their_length() -> None:
     trunk, rng = Trunk(("stem",), regions=2), np.random.default_rng(1)
     before = rng.uniform(0, 1, (224, 224)).astype(np.float32)

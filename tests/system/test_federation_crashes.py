@@ -87,6 +87,7 @@ delta = 1e-3
 rounds = {ROUNDS}
 spare = {SPARE}
 taps = ["head"]
+side = 224
 regions = 1
 [courier]
 kind = "local"

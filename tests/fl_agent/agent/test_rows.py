@@ -33,6 +33,10 @@ def test_examples_follow_consent_and_the_plan(tmp_path: Path) -> None:
     directions = together / np.linalg.norm(together, axis=2, keepdims=True)
     np.testing.assert_allclose(directions, found.features, atol=1e-5)
 
+    larger = patients(wanted.model_copy(update={"side": 288})).features
+    assert larger.shape == found.features.shape
+    assert np.abs(larger - found.features).max() > 0.01  # not from the features that were kept of the smaller images
+
     adults = wanted.model_copy(update={"population": Population(min_age_years=60, max_age_years=90)})
     assert patients(adults).count == 0
     hospital.decide(1, Decision.WITHDRAWN)

@@ -39,7 +39,7 @@ def plan(canaries: int, epsilon: float, delta: float, rounds: int, sampling_rate
     return propose(
         "1.0",
         members,
-        Features(("head",), 1, ("plain",), canaries),
+        Features(("head",), 224, 1, ("plain",), canaries),
         Budget(epsilon, delta, "distributed", honest=2),
         default_descent(rounds, sampling_rate=sampling_rate),
         centre_noise=None,

@@ -30,7 +30,9 @@ def file(folder: Path, delta: str = "") -> Path:
         .replace('#kind = "nvflare"', 'kind = "local"')
     )
     text = re.sub(r"^(patients = .*)$", rf'\1\nsocket = "{folder}/away.sock"', text, flags=re.MULTILINE)
-    (folder / "coordinator.toml").write_text(text.replace("#delta = 1e-5", delta).replace("#rounds = 60", "rounds = 3"))
+    (folder / "coordinator.toml").write_text(
+        text.replace("#delta = 1e-5", delta).replace("#rounds = 120", "rounds = 3")
+    )
     return folder / "coordinator.toml"
 
 

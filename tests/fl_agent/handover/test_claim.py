@@ -70,7 +70,7 @@ def test_a_mechanism_without_noise_to_speak_of_is_refused() -> None:
 def test_what_a_coordinator_publishes_claims_what_it_has(tmp_path: Path, mode: Literal["site", "distributed"]) -> None:
     members = [Member(name=f"site-{n}", identity=f"{n:064x}", patients=100) for n in range(3)]
     descent = default_descent(5)
-    plan = propose("1.0", members, Features(("block13",), 1, ("plain",), 192), Budget(3.0, 1e-4, mode), descent)
+    plan = propose("1.0", members, Features(("block13",), 224, 1, ("plain",), 192), Budget(3.0, 1e-4, mode), descent)
     store = ModelStore(tmp_path, [PUBLISHER_HEX])
     publisher = Publisher(store, PUBLISHER, Population(min_age_years=1, max_age_years=5))
     card = publisher._card(plan, Training.start(plan), "0" * 64)

@@ -59,6 +59,6 @@ def plan(
         for name, size in (SIZES if sizes is None else sizes).items()
     ]
     budget = Budget(epsilon, 1e-3, mode)
-    features = Features(("head",), 1, ("plain", "mirrored"), CHANNELS)
+    features = Features(("head",), 224, 1, ("plain", "mirrored"), CHANNELS)
     chosen = {"learning_rate": 2.0, "clip": 0.3, **descent}
     return propose("1.0", members, features, budget, default_descent(rounds, spare, **chosen), **(options or {}))

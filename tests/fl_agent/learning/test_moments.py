@@ -111,7 +111,7 @@ def test_a_hospital_that_is_lost_in_the_first_sum_is_not_counted(memory: Path) -
     with federations.federation(memory, 4, lost, privacy) as made:
         budget, features = (
             Budget(NOISELESS, 1e-3, "distributed"),
-            Features(("head",), 1, ("plain", "mirrored"), CHANNELS),
+            Features(("head",), 224, 1, ("plain", "mirrored"), CHANNELS),
         )
         agreed = propose(
             "1.0", made.members, features, budget, default_descent(1, 2), centre_noise=1e-3, squares=1.0

@@ -33,7 +33,7 @@ TRIALS = 2
 
 def terms(made: Federation, trials: int = TRIALS, rounds: int = 2, spare: int = 1) -> Terms:
     features, budget = (
-        Features(("head",), 1, ("plain", "mirrored"), CHANNELS),
+        Features(("head",), 224, 1, ("plain", "mirrored"), CHANNELS),
         Budget(6.0, 1e-3, "distributed", runs=trials),
     )
     descent = default_descent(rounds, spare)

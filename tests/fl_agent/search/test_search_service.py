@@ -46,7 +46,7 @@ class Hospitals:
             f'publisher_key_file = "{folder / "publisher.pem"}"\n{"".join(members)}'
             "[population]\nmin_age_years = 1\nmax_age_years = 5\n"
             '[run]\nversion = "2.0.0"\nepsilon = 6.0\ndelta = 1e-3\nrounds = 2\nspare = 1\nsampling_rate = 0.5\n'
-            f'taps = {list(TAPS)}\nregions = 1\n[courier]\nkind = "local"\n'
+            f'taps = {list(TAPS)}\nside = 224\nregions = 1\n[courier]\nkind = "local"\n'
         )
         self.loaded = settings.read(self.file, CoordinatorSettings)
         self.loaded.state_dir.mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from fl_agent.__main__ import app
+from fl_agent.head import RECIPE
 from fl_agent.learning import server, terms
 from fl_agent.secagg import noise
 from fl_agent.simulate import arithmetic
+from fl_agent.simulate.cli import simulate
 from fl_agent.simulate.data import divide
 from tests.fl_agent.federations import federation, finish, plan
 from tests.fl_agent.learning.hospitals import examples
@@ -35,6 +38,10 @@ def test_one_command_runs_a_federation(memory: Path, options: list[str]) -> None
         for one in figures["by_site"].values():
             assert one["epsilon_alone"] == pytest.approx(figures["epsilon_alone"])
             assert figures["bytes_up"] < one["bytes_up"] <= 4 * figures["bytes_up"]
+
+
+def test_a_simulation_has_the_recipes_rounds_unless_told_otherwise() -> None:
+    assert inspect.signature(simulate).parameters["rounds"].default == RECIPE.steps
 
 
 def test_frames_carry_the_same_numbers_as_bare_sums(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
