@@ -42,10 +42,10 @@ def learn(order: Order, films: Films, source: SecureSource, progress: Progress) 
     Raises
     ------
     ConfigError
-        The order names a cut, which a head on the whole trunk has not (``no-cut``).
+        The order names a cut, which a linear head has not (``no-cut``).
     """
     if order.cut is not None:
-        raise ConfigError("a head on the whole trunk has no stages to cut behind: choose a network", code="no-cut")
+        raise ConfigError("a linear head has no stages to cut behind: choose a network", code="no-cut")
     folder, trunk = images_folder(order.data), default_trunk()
 
     def features(films: Films, what: str, views: tuple[str, ...] = ("plain",)) -> NDArray[np.float32]:
