@@ -17,6 +17,7 @@ from PIL import Image
 
 from dicom_node import phantom
 from dicom_node.core.database import Database
+from dicom_node.core.errors import ConfigError
 from dicom_node.core.settings import Settings
 from dicom_node.store import Store
 from dicom_node.training import consent, labels, subjects
@@ -59,9 +60,12 @@ def public(folder: Path, hospitals: int, each: int) -> Iterator[list[Patient]]:
     Raises
     ------
     ConfigError
-        The folder does not hold the data set (``training-data``).
+        The folder does not hold the data set, or not so many patients (``training-data``).
     """
     films = read_manifest(folder, "train")
+    if films.count < hospitals * each:
+        most = films.count // hospitals
+        raise ConfigError(f"{hospitals} hospitals can share {most} patients each, not {each}", code="training-data")
     _, firsts = np.unique(films.patients, return_index=True)
     for chosen in np.array_split(np.random.default_rng(0).permutation(firsts)[: hospitals * each], hospitals):
         yield [Patient(_grey(folder / films.files[one]), CLASSES[films.labels[one]]) for one in chosen]
