@@ -38,11 +38,11 @@ Descent = Callable[[int, Done], None]
 
 
 def head_rows(patients: int, channels: int) -> Rows:
-    """Make rows shaped like the head's: 1.4 images for each patient, two views of each."""
+    """Make rows shaped like the head's: 1.4 images for each patient, each seen as often as the head sees it."""
     rng = np.random.default_rng(1)
     counts = np.minimum(rng.geometric(0.7, patients), LARGEST)
     owner = np.repeat(np.arange(patients), counts)
-    inputs = rng.normal(size=(len(owner), 2, channels)).astype(np.float32)
+    inputs = rng.normal(size=(len(owner), len(head.VIEWS), channels)).astype(np.float32)
     inputs /= np.linalg.norm(inputs, axis=2, keepdims=True)
     return patient_rows(inputs, (owner % 3).astype(np.int64), owner)
 
