@@ -148,7 +148,9 @@ def _conformance(path: str) -> str:
 
 
 def _print(outcomes: list[Outcome], receiver: str, folder: Path, seconds: float, out: Console) -> None:
-    table = Table(Column("study", no_wrap=True), "answer", "pneumonia", "seconds", "SR", "text", "dciodvfy")
+    # On a terminal of 80 columns it is the file's name that gives way, and nothing that answers.
+    said = (Column(name, no_wrap=True) for name in ("answer", "pneumonia", "seconds", "SR", "text", "dciodvfy"))
+    table = Table(Column("study", overflow="fold"), *said, pad_edge=False)
     for one in outcomes:
         certainty = "" if one.certainty_percent is None else f"{one.certainty_percent:.1f} %"
         duration = "" if one.seconds is None else f"{one.seconds:.2f}"
