@@ -133,6 +133,7 @@ def learn(order: Order, films: Films, source: SecureSource, progress: Progress) 
         program=compiled.program,
         weights=compiled.weights,
         logits=lambda films, what: made.logits(read(films, what), lambda i, n: progress(f"{what}, evaluated", i, n)),
+        quarters=None,
         mechanisms=mechanisms,
         preprocessing=Preprocessing(
             side=scale.side,

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dicom_node.core.errors import ConfigError
-from secure_infer.card import CLASSES, Mechanism, Preprocessing, Regions, Side, TrunkCard
+from secure_infer.card import CLASSES, Mechanism, Preprocessing, Quarters, Side, TrunkCard
 from secure_infer.models import INPUT, ConvolutionLayer, Program, Weights
 from secure_infer.network import DIVISOR, FEATURE_BOUND, GRID, OFFSET, TRUNK_NAME, TRUNK_SHA256, Trunk
+from secure_infer.regions import Regions
 
 from . import texts
 from .accounting import descent_of, noise_for, release_of
@@ -60,16 +61,51 @@ def learn(order: Order, films: Films, source: SecureSource, progress: Progress) 
         found: Array = features(films, what)[:, 0] @ matrix.T + bias
         return found
 
+    def quarters(films: Films, what: str) -> Array:
+        return of_quarters(features(films, what)[:, 0], matrix, trunk)
+
     return Learned(
         program=program(trunk.channels),
         weights={"head.weight": matrix[..., None, None], "head.bias": bias},  # as a 1 x 1 convolution holds it
         logits=logits,
+        quarters=quarters if trunk.regions == 2 else None,
         mechanisms=mechanisms,
         preprocessing=preprocessing(trunk),
         trunk=trunk_card(trunk),
         not_covered=texts.NOT_COVERED,
         limits=texts.HEAD_LIMITS,
     )
+
+
+def of_quarters(pooled: NDArray[np.floating], matrix: Array, trunk: Trunk) -> Array:
+    """Say by which logits positions of each quarter differ from all positions, as means over them.
+
+    Parameters
+    ----------
+    pooled : ndarray, shape (images, channels)
+        Mean features of a trunk with regions 2.
+    matrix : ndarray of float64, shape (3, channels)
+    trunk : Trunk
+
+    Returns
+    -------
+    ndarray of float64, shape (images, 4, 3)
+        Row by row; over quarters they add up to 0.
+    """
+    count = trunk.regions**2
+    owner = np.concatenate([np.repeat(np.arange(count), width // count) for width in trunk.widths])
+    each = np.stack([pooled[:, owner == number] @ matrix[:, owner == number].T for number in range(count)], axis=1)
+    # A quarter's channels count four times at its positions, and not at all at the others.
+    found: Array = count * (each - each.mean(1, keepdims=True))
+    return found
+
+
+def card_quarters(found: Array | None) -> Quarters | None:
+    """Round what a card says of quarters, shape (4, 3), to what its noise leaves of it."""
+    if found is None:
+        return None
+    first, second, third, fourth = ((round(a, 4), round(b, 4), round(c, 4)) for a, b, c in found.tolist())
+    return first, second, third, fourth
 
 
 def program(channels: int) -> Program:
@@ -151,12 +187,12 @@ def train_head(
     return folded(found["weight"].double().numpy(), centre), (mean, descent)
 
 
-def patient_means(pooled: NDArray[np.float32], patients: NDArray[np.int64]) -> Array:
+def patient_means(pooled: NDArray[np.floating], patients: NDArray[np.int64]) -> Array:
     """Average the features of each patient's images and views, shape (patients, channels).
 
     Parameters
     ----------
-    pooled : ndarray of float32, shape (images, views, channels)
+    pooled : ndarray, shape (images, views, channels)
     patients : ndarray of int, shape (images,)
         From 0 without gaps.
     """

@@ -97,6 +97,8 @@ class Learned:
         As the weights file holds them.
     logits : callable
         From images of the data set and a name for their progress to logits, shape (images, 3), in the clear.
+    quarters : callable or None
+        The same for what each quarter of an image adds, see `head.of_quarters`; None where quarters have no weights.
     mechanisms : tuple of Mechanism
         What the training patients were asked.
     preprocessing, trunk
@@ -110,6 +112,7 @@ class Learned:
     program: Program
     weights: Weights
     logits: Callable[[Films, str], Array]
+    quarters: Callable[[Films, str], Array] | None
     mechanisms: tuple[Mechanism, ...]
     preprocessing: Preprocessing
     trunk: TrunkCard | PrefixCard | None

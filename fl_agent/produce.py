@@ -56,7 +56,8 @@ def produce(order: Order, store: ModelStore, key: Ed25519PrivateKey, progress: P
     learn = head.learn if order.network == HEAD else deep.learn
     learned = learn(order, train, source, progress)
     held_out = learned.logits(validation, "validation images")
-    calibrated = calibrate(held_out, validation, budget, source, progress)
+    quarters = None if learned.quarters is None else learned.quarters(validation, "validation images")
+    calibrated = calibrate(held_out, validation, budget, source, progress, quarters)
     figures = _figures(calibrated.probabilities(learned.logits(test, "test images")), test)
     encoded = encode_weights(learned.weights)
     splits = {"train": train, "validation": validation, "test": test}
@@ -100,7 +101,12 @@ def _card(
         trunk=learned.trunk,
         suffix=learned.program,
         weights_sha256=digest,
-        calibration=Calibration(scale=calibrated.scale, offsets=calibrated.offsets, method=data.calibration),
+        calibration=Calibration(
+            scale=calibrated.scale,
+            offsets=calibrated.offsets,
+            method=data.calibration,
+            quarters=head.card_quarters(calibrated.quarters),
+        ),
         operating_point=OperatingPoint(
             absent_below=ABSENT_BELOW, present_from=PRESENT_FROM, undetermined_share=round(calibrated.band_share, 3)
         ),

@@ -24,7 +24,8 @@ TRUNK_SOURCE = (
 )
 CALIBRATION = (
     "Inverse temperature and one offset for each class by DP-SGD on the validation patients, each patient counting "
-    "once; the three classes are about equally frequent among them"
+    "once; the three classes are about equally frequent among them. Quarters, where given, are means over the same "
+    "patients by the Gaussian mechanism"
 )
 DATA = (
     "Kermany, Zhang, Goldbaum: Labeled Optical Coherence Tomography (OCT) and Chest X-Ray Images for Classification, "
@@ -76,7 +77,8 @@ TEST_LISTED = "Test is who the site's list puts there."
 #: Of a research site's folder.
 CALIBRATION_ELSEWHERE = (
     "Inverse temperature and one offset for each class by DP-SGD on the validation patients, each patient counting "
-    "once; probabilities hold where the classes are as frequent as there"
+    "once; probabilities hold where the classes are as frequent as there. Quarters, where given, are means over the "
+    "same patients by the Gaussian mechanism"
 )
 FIGURES_ELSEWHERE = (
     "Evaluated once, on the test patients, after everything was fixed; 95 % intervals by bootstrap over patients. "
@@ -89,7 +91,8 @@ NOT_COVERED_ELSEWHERE = (
 
 
 NOT_CALIBRATED = (
-    "None: the softmax of the logits as the training left them; each hospital judges it on its own patients"
+    "None: the softmax of the logits as the training left them; each hospital judges it on its own patients. Quarters, "
+    "where given, follow from the training's noised mean feature"
 )
 FEDERATED_DATA = (
     "Patients of the consortium's hospitals who agreed to training, one study each; no image left its hospital"

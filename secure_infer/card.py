@@ -18,15 +18,16 @@ from scipy.special import logsumexp
 from dicom_node.core.settings import Population
 
 from .program import Part, Program
+from .regions import shares
 
 Classes = tuple[Literal["normal"], Literal["bacterial"], Literal["viral"]]
 CLASSES: Classes = ("normal", "bacterial", "viral")
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 #: Also a folder's name, so it can never climb out of the store.
 Version = Annotated[str, Field(pattern=r"^[a-z0-9]+(?:[._-][a-z0-9]+)*$", max_length=64)]
+Triple = tuple[float, float, float]
+Quarters = tuple[Triple, Triple, Triple, Triple]
 Probability = Annotated[float, Field(ge=0, le=1)]
-#: Into how many parts a head divides an image's height, and its width: 1 for the whole image, 2 for its quarters.
-Regions = Literal[1, 2]
 #: Rows and columns of what enters the trunk.
 Side = Literal[224, 288]
 
@@ -66,8 +67,13 @@ class Calibration(Part):
     """Logits to probabilities: softmax(scale * logits + offsets) (after Guo et al. 2017, arXiv 1706.04599)."""
 
     scale: float = Field(gt=0, description="inverse temperature")
-    offsets: tuple[float, float, float] = Field(description="added to the scaled logits of the three classes")
+    offsets: Triple = Field(description="added to the scaled logits of the three classes")
     method: str = Field(description="how these were found and on whom")
+    quarters: Quarters | None = Field(
+        default=None,
+        description="logits by which each quarter of a usual image differs from all of it, row by row; they are taken "
+        "from the map of evidence, which would else show how quarters differ in every image",
+    )
 
 
 class OperatingPoint(Part):
@@ -217,6 +223,9 @@ class ModelCard(Part):
             raise ValueError(f"without a trunk the private part takes 1 or 3 channels of {side} x {side}")
         if self.trunk is not None and side not in ((224, 288) if isinstance(self.trunk, TrunkCard) else (224,)):
             raise ValueError(f"the public part takes no images of {side} x {side}")
+        parted = isinstance(self.trunk, TrunkCard) and self.trunk.regions == 2
+        if self.calibration.quarters is not None and not parted:
+            raise ValueError("only a head with weights for each quarter has quarters to compare")
         return self
 
     def figure(self, name: str) -> Figure:
@@ -241,6 +250,9 @@ class ModelCard(Part):
         ndarray of float64, shape (7, 7)
             Log-odds of pneumonia against normal; above 0 speaks for pneumonia.
         """
+        quarters = self.calibration.quarters
+        if quarters is not None:
+            evidence = evidence - np.tensordot(shares(2, len(evidence)), np.array(quarters), (0, 0))
         scaled = self.calibrated(evidence)
         odds: NDArray[np.float64] = logsumexp(scaled[..., 1:], axis=-1) - scaled[..., 0]
         return odds

@@ -25,7 +25,8 @@ from torch.nn import functional
 from dicom_node.core.errors import ConfigError, IntegrityError
 from dicom_node.pixels import INPUT_SIZE
 
-from .card import Regions, Side
+from .card import Side
+from .regions import Regions, shares
 
 TRUNK_NAME: Final = "efficientnet-lite0"
 TRUNK_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -240,7 +241,8 @@ class Trunk:
         self.stages = {name: stage.eval() for name, stage in build(public_checkpoint(sha256), last).items()}
         specs = {spec.name: spec for spec in STAGES}
         self.widths = tuple(specs[tap].channels_out * regions**2 for tap in self.taps)
-        self._seen = None if regions == 1 else region_weights(regions)
+        # The mean over positions of what a region sees is its own mean.
+        self._seen = None if regions == 1 else torch.from_numpy(shares(regions, GRID) * regions**2).float()
 
     @property
     def channels(self) -> int:
@@ -306,23 +308,6 @@ class Trunk:
             Within ±16.
         """
         return self.features_of(require_square(image)[None])[0].double().numpy()
-
-
-def region_weights(regions: int) -> Tensor:
-    """Say how much each region sees of each position; the mean over positions of what it sees is its own mean.
-
-    Positions on a border are shared: 3.5 of 7 rows are in either half.
-
-    Returns
-    -------
-    Tensor of float32, shape (regions ** 2, 7, 7)
-        0..regions ** 2; row by row. The mean over regions is 1 everywhere.
-    """
-    ends = torch.arange(GRID + 1, dtype=torch.float64)
-    borders = torch.linspace(0, GRID, regions + 1, dtype=torch.float64)
-    shares = torch.minimum(ends[1:], borders[1:, None]) - torch.maximum(ends[:-1], borders[:-1, None])
-    along = shares.clamp_min(0) * regions
-    return (along[:, None, :, None] * along[None, :, None, :]).flatten(0, 1).float()
 
 
 def greys(images: NDArray[np.float32], side: int) -> Tensor:

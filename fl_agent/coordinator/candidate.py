@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import math
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dicom_node.core.errors import ConfigError
 from dicom_node.core.settings import Population
-from secure_infer.card import CLASSES, Calibration, Data, ModelCard, OperatingPoint, Privacy
+from secure_infer.card import CLASSES, Calibration, Data, ModelCard, OperatingPoint, Privacy, Quarters
 from secure_infer.models import ModelStore, encode_weights
 from secure_infer.network import Trunk
 
@@ -44,10 +45,14 @@ class Publisher:
         ConfigError
             The version is there with other weights (``published``).
         """
-        weights = server.published(plan, training)
+        weights, trunk = server.published(plan, training), Trunk(plan.taps, side=plan.side, regions=plan.regions)
+        quarters = None
+        if plan.regions == 2:
+            centre = training.state().centre[None].astype(np.float64)  # noised, like all that the coordinator has
+            quarters = head.card_quarters(head.of_quarters(centre, weights["head.weight"], trunk)[0])
         weights["head.weight"] = weights["head.weight"][..., None, None]  # as a 1 x 1 convolution holds it
         encoded = encode_weights(weights)
-        card = self._card(plan, training, hashlib.sha256(encoded).hexdigest())
+        card = self._card(plan, trunk, training, hashlib.sha256(encoded).hexdigest(), quarters)
         if plan.version in self._store.versions():
             # A coordinator that was killed between publishing and noting it comes here.
             if self._store.card(plan.version) != card:
@@ -56,8 +61,7 @@ class Publisher:
         self._store.publish(card, encoded, self._key)
         return card
 
-    def _card(self, plan: Plan, training: Training, digest: str) -> ModelCard:
-        trunk = Trunk(plan.taps, side=plan.side, regions=plan.regions)
+    def _card(self, plan: Plan, trunk: Trunk, training: Training, digest: str, quarters: Quarters | None) -> ModelCard:
         cost = terms.epsilons(plan)
         spent = [one for release in terms.releases(plan) for one in terms.spendings(plan, release)]
         return ModelCard(
@@ -70,7 +74,7 @@ class Publisher:
             trunk=head.trunk_card(trunk),
             suffix=head.program(plan.channels),
             weights_sha256=digest,
-            calibration=Calibration(scale=1.0, offsets=(0.0, 0.0, 0.0), method=texts.NOT_CALIBRATED),
+            calibration=Calibration(scale=1.0, offsets=(0.0, 0.0, 0.0), method=texts.NOT_CALIBRATED, quarters=quarters),
             operating_point=OperatingPoint(
                 absent_below=ABSENT_BELOW,
                 present_from=PRESENT_FROM,

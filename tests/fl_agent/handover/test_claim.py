@@ -40,7 +40,7 @@ def cost(*mechanisms: Mechanism | Distributed, alone: bool = False) -> float:
 
 
 def test_the_shipped_model_claims_what_it_has() -> None:
-    require_claimed(ModelStore(SHIPPED).card("1.1.0").privacy)
+    require_claimed(ModelStore(SHIPPED).card("1.1.1").privacy)
 
 
 def test_the_exact_cost_may_be_claimed_and_nothing_below_it() -> None:
@@ -73,7 +73,7 @@ def test_what_a_coordinator_publishes_claims_what_it_has(tmp_path: Path, mode: L
     plan = propose("1.0", members, Features(("block13",), 224, 1, ("plain",), 192), Budget(3.0, 1e-4, mode), descent)
     store = ModelStore(tmp_path, [PUBLISHER_HEX])
     publisher = Publisher(store, PUBLISHER, Population(min_age_years=1, max_age_years=5))
-    card = publisher._card(plan, Training.start(plan), "0" * 64)
+    card = publisher.publish(plan, Training.start(plan))
     require_claimed(card.privacy)
     assert card.privacy.epsilon_alone is not None
     for name, claimed in (("epsilon", card.privacy.epsilon * 0.7), ("epsilon_alone", card.privacy.epsilon_alone / 2)):

@@ -183,7 +183,7 @@ def test_the_card_of_a_research_sites_model_claims_nobody_elses_data(tmp_path: P
     order = Order(tmp_path, tmp_path, "0.1", 3.0, 1e-2, 1)
     weights = {"head.weight": np.zeros((3, 4, 1, 1)), "head.bias": np.zeros(3)}
     learned = Learned(
-        head(4, 3), weights, lambda films, what: np.zeros((len(films.files), 3)),
+        head(4, 3), weights, lambda films, what: np.zeros((len(films.files), 3)), None,
         (release_of("mean feature", "training patients", 3, 8.0),),
         Preprocessing(side=224, resampling="bicubic, antialiased", offset=0, divisor=255, normalisation="none"),
         TrunkCard(name="efficientnet-lite0", sha256="0" * 64, taps=("head",), source="x"),
