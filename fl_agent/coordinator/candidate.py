@@ -19,6 +19,10 @@ from ..calibration import ABSENT_BELOW, PRESENT_FROM
 from ..learning import server, terms
 from ..learning.plan import Plan
 from ..learning.server import Training
+from ..order import Array
+
+#: Deviation of the noise, in logits, beyond which a map of evidence is better left as it is.
+LARGEST_BLUR = 2.0
 
 
 class Publisher:
@@ -46,10 +50,7 @@ class Publisher:
             The version is there with other weights (``published``).
         """
         weights, trunk = server.published(plan, training), Trunk(plan.taps, side=plan.side, regions=plan.regions)
-        quarters = None
-        if plan.regions == 2:
-            centre = training.state().centre[None].astype(np.float64)  # noised, like all that the coordinator has
-            quarters = head.card_quarters(head.of_quarters(centre, weights["head.weight"], trunk)[0])
+        quarters = head.card_quarters(_quarters(plan, training, weights["head.weight"], trunk))
         weights["head.weight"] = weights["head.weight"][..., None, None]  # as a 1 x 1 convolution holds it
         encoded = encode_weights(weights)
         card = self._card(plan, trunk, training, hashlib.sha256(encoded).hexdigest(), quarters)
@@ -99,6 +100,19 @@ class Publisher:
             limits=texts.FEDERATED_LIMITS,
             licence="Apache-2.0",
         )
+
+
+def _quarters(plan: Plan, training: Training, matrix: Array, trunk: Trunk) -> Array | None:
+    """Say how quarters differ in a usual image, from the noised mean feature; None where noise would drown it."""
+    if plan.regions == 1 or plan.centre is None:
+        return None
+    hospitals = len(plan.members) if plan.mode == "site" else 1
+    noise = plan.centre.noise_multiplier * math.sqrt(hospitals) / sum(one.patients for one in plan.members)
+    # A quarter has about a quarter of each row's squares, and counts four times at its positions.
+    if plan.regions * noise * float(np.linalg.norm(matrix, axis=1).max()) > LARGEST_BLUR:
+        return None
+    found: Array = head.of_quarters(training.state().centre[None].astype(np.float64), matrix, trunk)[0]
+    return found
 
 
 def _rounded_up(epsilon: float) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 
 from dicom_node.core.settings import Population
 from fl_agent.coordinator.candidate import Publisher
-from fl_agent.learning.plan import Member
+from fl_agent.learning.plan import Member, Plan
 from fl_agent.learning.propose import Budget, Features, default_descent, propose
 from fl_agent.learning.server import Training
 from secure_infer.clear import PlaintextEngine
@@ -19,10 +19,25 @@ from secure_infer.regions import shares
 from tests.secure_infer.small_model import PUBLISHER, PUBLISHER_HEX
 
 
-def test_of_an_image_like_the_mean_one_no_quarter_speaks_for_more_than_another(tmp_path: Path) -> None:
-    members = [Member(name=f"site-{n}", identity=f"{n:064x}", patients=100) for n in range(3)]
+def planned(patients: int) -> Plan:
+    members = [Member(name=f"site-{n}", identity=f"{n:064x}", patients=patients) for n in range(3)]
     features, budget = Features(("block13",), 224, 2, ("plain",), 4 * 192), Budget(3.0, 1e-4, "site")
-    plan = propose("1.0", members, features, budget, default_descent(5))
+    return propose("1.0", members, features, budget, default_descent(5))
+
+
+def test_of_few_patients_nothing_is_said_that_noise_would_drown(tmp_path: Path) -> None:
+    publisher = Publisher(
+        ModelStore(tmp_path, [PUBLISHER_HEX]), PUBLISHER, Population(min_age_years=1, max_age_years=5)
+    )
+    for patients, version, said in ((4000, "1.1", True), (40, "1.2", False)):
+        plan = planned(patients).model_copy(update={"version": version})
+        average = np.random.default_rng(0).normal(size=plan.dimension)
+        card = publisher.publish(plan, replace(Training.start(plan), average=average))
+        assert (card.calibration.quarters is not None) == said
+
+
+def test_of_an_image_like_the_mean_one_no_quarter_speaks_for_more_than_another(tmp_path: Path) -> None:
+    plan = planned(4000)
     rng = np.random.default_rng(0)
     image = rng.uniform(0, 1, (224, 224)).astype(np.float32)
     store = ModelStore(tmp_path, [PUBLISHER_HEX])
