@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dicom_node.core.errors import ConfigError
-from secure_infer.card import CLASSES, Mechanism, Preprocessing, Quarters, Side, TrunkCard
+from secure_infer.card import CLASSES, Mechanism, Preprocessing, Quarters, Regions, Side, TrunkCard
 from secure_infer.models import INPUT, ConvolutionLayer, Program, Weights
 from secure_infer.network import DIVISOR, FEATURE_BOUND, GRID, OFFSET, TRUNK_NAME, TRUNK_SHA256, Trunk
-from secure_infer.regions import Regions
 
 from . import texts
 from .accounting import descent_of, noise_for, release_of

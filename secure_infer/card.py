@@ -28,6 +28,8 @@ Version = Annotated[str, Field(pattern=r"^[a-z0-9]+(?:[._-][a-z0-9]+)*$", max_le
 Triple = tuple[float, float, float]
 Quarters = tuple[Triple, Triple, Triple, Triple]
 Probability = Annotated[float, Field(ge=0, le=1)]
+#: Into how many parts a head divides an image's height, and its width: 1 for the whole image, 2 for its quarters.
+Regions = Literal[1, 2]
 #: Rows and columns of what enters the trunk.
 Side = Literal[224, 288]
 

@@ -25,8 +25,8 @@ from torch.nn import functional
 from dicom_node.core.errors import ConfigError, IntegrityError
 from dicom_node.pixels import INPUT_SIZE
 
-from .card import Side
-from .regions import Regions, shares
+from .card import Regions, Side
+from .regions import shares
 
 TRUNK_NAME: Final = "efficientnet-lite0"
 TRUNK_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"

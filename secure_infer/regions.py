@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
-
-#: Into how many parts an image's height is divided, and its width: 1 for the whole image, 2 for its quarters.
-Regions = Literal[1, 2]
 
 
 def shares(regions: int, grid: int) -> NDArray[np.float64]:

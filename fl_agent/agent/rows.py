@@ -17,9 +17,8 @@ from dicom_node.core.settings import Settings
 from dicom_node.store import Store
 from dicom_node.training import subjects
 from dicom_node.training.site_key import open_key
-from secure_infer.card import Side
+from secure_infer.card import Regions, Side
 from secure_infer.network import STAGE_NAMES, Trunk
-from secure_infer.regions import Regions
 
 from ..features import FeatureCache
 from ..learning.plan import Plan

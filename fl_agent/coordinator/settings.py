@@ -9,8 +9,7 @@ from pydantic import Field
 
 from dicom_node.core.section import Section
 from dicom_node.core.settings import LogSettings, Population
-from secure_infer.card import Side, Version
-from secure_infer.regions import Regions
+from secure_infer.card import Regions, Side, Version
 
 from ..head import MEAN_NOISE, RECIPE, REGIONS, SIDE, TAPS, VIEWS
 from ..learning.plan import Key, Member, SiteName

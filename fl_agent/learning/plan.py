@@ -15,8 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from dicom_node.core.errors import ProtocolError
 from dicom_node.core.settings import Population
-from secure_infer.card import CLASSES, Side, Version
-from secure_infer.regions import Regions
+from secure_infer.card import CLASSES, Regions, Side, Version
 
 from ..secagg.header import Mode
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from dicom_node.core.settings import Population
-from secure_infer.card import Side
-from secure_infer.regions import Regions
+from secure_infer.card import Regions, Side
 
 from ..head import MEAN_NOISE, RECIPE
 from ..secagg.header import least_threshold

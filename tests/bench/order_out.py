@@ -23,9 +23,8 @@ from fl_agent import head
 from fl_agent.figures import auc
 from fl_agent.train import Recipe
 from fl_agent.trainset import VIEWS, Films, pooled_features, read_manifest
-from secure_infer.card import Side
+from secure_infer.card import Regions, Side
 from secure_infer.network import Trunk
-from secure_infer.regions import Regions
 from tests.bench import figures
 from tests.bench.accuracy import Part, begin, logits, pooled
 
