@@ -109,10 +109,8 @@ def test_a_hospital_that_is_lost_in_the_first_sum_is_not_counted(memory: Path) -
 
     privacy = PrivacySettings(epsilon=4 * NOISELESS, delta=1e-3)
     with federations.federation(memory, 4, lost, privacy) as made:
-        budget, features = (
-            Budget(NOISELESS, 1e-3, "distributed"),
-            Features(("head",), 224, 1, ("plain", "mirrored"), CHANNELS),
-        )
+        budget = Budget(NOISELESS, 1e-3, "distributed")
+        features = Features(("head",), 224, 1, ("plain", "mirrored"), CHANNELS)
         agreed = propose(
             "1.0", made.members, features, budget, default_descent(1, 2), centre_noise=1e-3, squares=1.0
         )  # fmt: skip

@@ -100,10 +100,8 @@ def test_a_hospital_with_films_and_studies_takes_part_and_all_its_patients_are_s
         runs = Runs(hospital.database, ledger)
         agent = Agent(made._keys["site-0"], stand_in._rules, stand_in._rounds, runs, patients)
         made.hospitals["site-0"] = federation.Hospital(agent, hospital.database, ledger)
-        features, budget = (
-            Features(TAPS, 224, 1, ("plain", "mirrored"), CHANNELS),
-            Budget(NOISELESS, 1e-3, "distributed"),
-        )
+        features = Features(TAPS, 224, 1, ("plain", "mirrored"), CHANNELS)
+        budget = Budget(NOISELESS, 1e-3, "distributed")
         agreed = propose(
             "1.0", made.members, features, budget, default_descent(1, 1), centre_noise=1e-3, squares=1.0,
             population=CHILDREN,
