@@ -50,7 +50,7 @@ PLANS: Mapping[str, Plan] = MappingProxyType(
         "small-cnn": Plan(Recipe(200, 0.05, 1.0, 0.5, 0.9), 256),
         "resnet18": Plan(Recipe(300, 0.06, 1.0, 0.5, 0.9), 8),
         "resnet18-max": Plan(Recipe(300, 0.06, 1.0, 0.5, 0.9), 8),
-        "efficientnet-lite0": Plan(Recipe(200, 0.1, 1.0, 0.5, 0.9), 64),
+        "efficientnet-lite0": Plan(Recipe(200, 0.1, 1.0, 0.5, 0.9), 16),
     }
 )
 

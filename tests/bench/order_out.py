@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable
 from pathlib import Path
 from statistics import NormalDist
 from typing import get_args
@@ -26,7 +27,7 @@ from fl_agent.trainset import VIEWS, Films, pooled_features, read_manifest
 from secure_infer.card import Regions, Side
 from secure_infer.network import Trunk
 from tests.bench import figures
-from tests.bench.accuracy import Part, begin, logits, pooled
+from tests.bench.accuracy import Array, Part, begin, logits, pooled
 
 #: Of each series; 17 % of its patients are in one.
 BLOCKS = 6
@@ -34,6 +35,8 @@ NUMBERS = range(1, BLOCKS + 1)
 #: `train/normal/IM-0115-0001.jpeg`, `train/normal/NORMAL2-IM-0383-0001.jpeg`, `train/virus/person1_virus_6.jpeg`.
 NUMBERED = re.compile(r"(?P<series>\w+/(?:NORMAL2-)?(?:IM-|person))(?P<number>\d+)[-_]")
 Blocks = NDArray[np.int64]
+#: Trains on some images and says the logits, shape (images, 3), of others.
+Learn = Callable[[Part, Part], Array]
 
 
 def ordered(films: Films) -> Blocks:
@@ -60,15 +63,13 @@ def drawn(films: Films, seed: int = 0) -> Blocks:
     return blocks
 
 
-def held_out(
-    part: Part, out: NDArray[np.bool_], epsilon: float | None, recipe: Recipe, draws: int
-) -> tuple[float, float]:
+def held_out(part: Part, out: NDArray[np.bool_], learn: Learn, draws: int) -> tuple[float, float]:
     """Train without some patients and evaluate on them; AUC of pneumonia and of bacterial against viral."""
     training, rest = part.take(~out), part.take(out)
     ill, bacterial = rest.films.labels > 0, rest.films.labels == 1
     found = []
     for _ in range(draws):
-        said = logits(pooled(training, epsilon, recipe), rest)
+        said = learn(training, rest)
         pneumonia = np.logaddexp(said[:, 1], said[:, 2]) - said[:, 0]
         found.append((auc(pneumonia, ill), auc((said[:, 1] - said[:, 2])[ill], bacterial[ill])))
     first, second = np.mean(found, axis=0).tolist()
@@ -83,19 +84,17 @@ def detectability(*areas: float) -> float:
     return sum(2**0.5 * NormalDist().inv_cdf(area) for area in areas)
 
 
-def measure(
-    part: Part,
-    recipe: Recipe = head.RECIPE,
-    *,
-    epsilon: float | None = 3.0,
-    draws: int = 10,
-    random: bool = False,
-) -> dict[str, float]:
+def heads(recipe: Recipe = head.RECIPE, epsilon: float | None = 3.0) -> Learn:
+    """Learn a head on features; None: without noise."""
+    return lambda training, rest: logits(pooled(training, epsilon, recipe), rest)
+
+
+def measure(part: Part, learn: Learn, *, draws: int = 10, random: bool = False) -> dict[str, float]:
     """Hold out each block in turn, and random ones besides where asked for."""
     found: dict[str, float] = {}
 
     def several(blocks: Blocks, prefix: str, parts: str | None) -> None:
-        said = [held_out(part, blocks == number, epsilon, recipe, draws) for number in NUMBERS]
+        said = [held_out(part, blocks == number, learn, draws) for number in NUMBERS]
         for place, name in enumerate(("auc_pneumonia", "auc_bacterial_viral")):
             if parts:
                 found.update({f"{parts}{number}_{name}": one[place] for number, one in zip(NUMBERS, said, strict=True)})
@@ -134,7 +133,7 @@ def main() -> None:
         trunk, views = Trunk(arguments.taps, side=arguments.side, regions=arguments.regions), tuple(arguments.views)
         features = pooled_features(folder, films, trunk, arguments.cache, lambda done, of: None, views)
     epsilon, draws = (None, 1) if arguments.no_noise else (3.0, arguments.draws)
-    found = measure(Part(films, features), recipe, epsilon=epsilon, draws=draws, random=arguments.random)
+    found = measure(Part(films, features), heads(recipe, epsilon), draws=draws, random=arguments.random)
     figures.write(arguments.json, found, {})
 
 
