@@ -17,9 +17,9 @@ from dicom_node.core.errors import ConfigError
 from dicom_node.pixels import INPUT_SIZE, from_picture
 from secure_infer.card import Mechanism, PrefixCard, Preprocessing
 from secure_infer.compile import Compiled, compile_network
-from secure_infer.network import TRUNK_NAME, TRUNK_SHA256
 from secure_infer.networks import ARCHITECTURES, lite0_suffix
 from secure_infer.public import Greys, Prefix, PublicPart
+from secure_infer.trunks import LITE0
 
 from . import texts
 from .accounting import descent_of, noise_for
@@ -128,7 +128,7 @@ def learn(order: Order, films: Films, source: SecureSource, progress: Progress) 
     compiled, scale = made.compiled(), ARCHITECTURES[order.network]
     trunk = None
     if made.cut is not None:
-        trunk = PrefixCard(name=TRUNK_NAME, sha256=TRUNK_SHA256, cut=made.cut, source=texts.TRUNK_SOURCE)
+        trunk = PrefixCard(name="efficientnet-lite0", sha256=LITE0.sha256, cut=made.cut, source=LITE0.source)
     return Learned(
         program=compiled.program,
         weights=compiled.weights,

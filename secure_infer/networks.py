@@ -20,16 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from .network import (
-    DIVISOR,
-    OFFSET,
-    STAGE_NAMES,
-    STAGES,
-    FoldedConvolution,
-    InvertedResidual,
-    build,
-    public_checkpoint,
-)
+from .network import DIVISOR, OFFSET, FoldedConvolution, InvertedResidual, build
+from .trunks import LITE0
 
 CLASSES: Final = 3
 #: What keeps the variance of standardised weights' outputs behind a ReLU at 1: sqrt(2 / (1 - 1 / pi)).
@@ -200,14 +192,14 @@ def lite0_suffix(cut: str | None = CUT, classes: int = CLASSES) -> nn.Module:
     Parameters
     ----------
     cut : str or None
-        The last public stage, of `network.STAGE_NAMES`: its output, without pooling, is the input. None makes the whole
+        The last public stage, of `trunks.LITE0`: its output, without pooling, is the input. None makes the whole
         network private; its input is then one grey channel, (1, 224, 224).
     classes : int
     """
-    stages = build(public_checkpoint())
-    after = 0 if cut is None else STAGE_NAMES.index(cut) + 1
-    layers = OrderedDict((name, _trainable(stages[name])) for name in STAGE_NAMES[after:])
-    head = nn.Linear(STAGES[-1].channels_out, classes)
+    stages = build(LITE0, LITE0.checkpoint())
+    after = 0 if cut is None else LITE0.names.index(cut) + 1
+    layers = OrderedDict((name, _trainable(stages[name])) for name in LITE0.names[after:])
+    head = nn.Linear(LITE0.stages[-1].channels_out, classes)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     return nn.Sequential(

@@ -17,7 +17,8 @@ from torch import Tensor
 from dicom_node.core.errors import ConfigError
 
 from .card import ModelCard, Side, TrunkCard
-from .network import STAGES, TRUNK_SHA256, Trunk, greys, require_square, scaled
+from .network import Trunk, greys, require_square, scaled
+from .trunks import LITE0
 
 
 class PublicPart(Protocol):
@@ -77,14 +78,14 @@ class Greys:
 
 
 class Prefix:
-    """The public stages of the trunk up to a cut, without pooling or normalisation behind them.
+    """The public stages of EfficientNet-Lite0 up to a cut, without pooling or normalisation behind them.
 
     Parameters
     ----------
     cut : str
         The last public stage.
-    sha256 : str
-        Of the public checkpoint; another file is refused.
+    sha256 : str, optional
+        Of the public checkpoint, where a card names one; another file is refused.
 
     Raises
     ------
@@ -92,7 +93,7 @@ class Prefix:
         See `Trunk`.
     """
 
-    def __init__(self, cut: str, sha256: str = TRUNK_SHA256) -> None:
+    def __init__(self, cut: str, sha256: str | None = None) -> None:
         self._trunk, self._cut = Trunk((cut,), sha256), cut
 
     def features_of(self, images: NDArray[np.float32]) -> Tensor:
@@ -120,9 +121,10 @@ def public_part(card: ModelCard) -> PublicPart:
         return Greys(taken.side, shape[0], taken.offset, taken.divisor)
     if isinstance(trunk, TrunkCard):
         # A card with another side is none.
-        return Trunk(trunk.taps, trunk.sha256, side=cast(Side, taken.side), regions=trunk.regions or 1)
+        side, regions = cast(Side, taken.side), trunk.regions or 1
+        return Trunk(trunk.taps, trunk.sha256, name=trunk.name, side=side, regions=regions)
     found = Prefix(trunk.cut, trunk.sha256)
-    given = next((stage.channels_out, stage.side, stage.side) for stage in STAGES if stage.name == trunk.cut)
+    given = next((stage.channels_out, stage.side, stage.side) for stage in LITE0.stages if stage.name == trunk.cut)
     if shape != given:
         raise ConfigError(f"the private part takes {shape}, stage {trunk.cut} gives {given}", code="program-shape")
     return found

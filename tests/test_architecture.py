@@ -21,7 +21,7 @@ ALLOWED = {
 #: Of `secure_infer`, training may know the networks, the model stores and the answer that a card defines.
 FOR_TRAINING = {
     "secure_infer",
-    *(f"secure_infer.{name}" for name in ("network", "networks", "public", "program", "compile", "clear")),
+    *(f"secure_infer.{name}" for name in ("trunks", "network", "networks", "public", "program", "compile", "clear")),
     *(f"secure_infer.{name}" for name in ("card", "models", "site_models", "answer")),
 }
 DOORS = {

@@ -17,8 +17,9 @@ from dicom_node.core.settings import Settings
 from dicom_node.store import Store
 from dicom_node.training import subjects
 from dicom_node.training.site_key import open_key
-from secure_infer.card import Regions, Side
-from secure_infer.network import STAGE_NAMES, Trunk
+from secure_infer.card import TrunkSetup
+from secure_infer.network import Trunk
+from secure_infer.trunks import TRUNKS
 
 from ..features import FeatureCache
 from ..learning.plan import Plan
@@ -75,8 +76,8 @@ class SitePatients:
         ConfigError, IntegrityError
             See `FolderRows.read`.
         """
-        known = plan.taps and set(plan.taps) <= set(STAGE_NAMES) and set(plan.views) <= set(VIEWS)
-        if not known or _trunk(plan.taps, plan.side, plan.regions).channels != plan.channels:
+        known = set(plan.trunk.taps) <= set(TRUNKS[plan.trunk.name].names) and set(plan.views) <= set(VIEWS)
+        if not known or _trunk(plan.trunk).channels != plan.channels:
             raise Refused("the plan asks for features that this program does not compute", code="features")
         subjects.refresh(self._database, self._store, self._names, _unseen)
         images = SiteImages(self._database, self._store, self._key, self._settings.selection, plan.population)
@@ -87,7 +88,7 @@ class SitePatients:
 
     def _cache(self, whose: str, plan: Plan) -> FeatureCache:
         """Give each kind of features a folder, of which one is kept: others would still hold whoever left since."""
-        trunk = _trunk(plan.taps, plan.side, plan.regions)
+        trunk = _trunk(plan.trunk)
         kind = hashlib.sha256("\n".join([trunk.identity, *plan.views]).encode()).hexdigest()[:16]
         folder = self._settings.site.state_dir / whose
         for other in folder.glob("*"):
@@ -103,8 +104,8 @@ def _together(rows: Sequence[Rows]) -> Examples:
 
 
 @lru_cache(maxsize=2)
-def _trunk(taps: tuple[str, ...], side: Side, regions: Regions) -> Trunk:
-    return Trunk(taps, side=side, regions=regions)
+def _trunk(setup: TrunkSetup) -> Trunk:
+    return Trunk.of(setup)
 
 
 def _unseen(done: int, total: int) -> None:

@@ -49,7 +49,7 @@ class Publisher:
         ConfigError
             The version is there with other weights (``published``).
         """
-        weights, trunk = server.published(plan, training), Trunk(plan.taps, side=plan.side, regions=plan.regions)
+        weights, trunk = server.published(plan, training), Trunk.of(plan.trunk)
         quarters = head.card_quarters(_quarters(plan, training, weights["head.weight"], trunk))
         weights["head.weight"] = weights["head.weight"][..., None, None]  # as a 1 x 1 convolution holds it
         encoded = encode_weights(weights)
@@ -104,12 +104,12 @@ class Publisher:
 
 def _quarters(plan: Plan, training: Training, matrix: Array, trunk: Trunk) -> Array | None:
     """Say how quarters differ in a usual image, from the noised mean feature; None where noise would drown it."""
-    if plan.regions == 1 or plan.centre is None:
+    if plan.trunk.regions == 1 or plan.centre is None:
         return None
     hospitals = len(plan.members) if plan.mode == "site" else 1
     noise = plan.centre.noise_multiplier * math.sqrt(hospitals) / sum(one.patients for one in plan.members)
     # A quarter has about a quarter of each row's squares, and counts four times at its positions.
-    if plan.regions * noise * float(np.linalg.norm(matrix, axis=1).max()) > LARGEST_BLUR:
+    if plan.trunk.regions * noise * float(np.linalg.norm(matrix, axis=1).max()) > LARGEST_BLUR:
         return None
     found: Array = head.of_quarters(training.state().centre[None].astype(np.float64), matrix, trunk)[0]
     return found

@@ -87,7 +87,7 @@ def plan_of(loaded: CoordinatorSettings, runs: int = 1) -> Plan:
         return propose(
             run.version,
             [one.member() for one in loaded.members],
-            Features(run.taps, run.side, run.regions, run.views, Trunk(run.taps, regions=run.regions).channels),
+            Features(run.trunk, run.views, Trunk.of(run.trunk).channels),
             Budget(run.epsilon, run.delta, run.mode, run.honest, runs),
             default_descent(run.rounds, run.spare, **run.descent()),
             centre_noise=run.centre_noise,

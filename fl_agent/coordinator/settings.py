@@ -9,9 +9,9 @@ from pydantic import Field
 
 from dicom_node.core.section import Section
 from dicom_node.core.settings import LogSettings, Population
-from secure_infer.card import Regions, Side, Version
+from secure_infer.card import TrunkSetup, Version
 
-from ..head import MEAN_NOISE, RECIPE, REGIONS, SIDE, TAPS, VIEWS
+from ..head import MEAN_NOISE, RECIPE, SETUP, VIEWS
 from ..learning.plan import Key, Member, SiteName
 from .patience import Timing
 
@@ -79,9 +79,7 @@ class RunSettings(Section):
         description="to scale each feature by its deviation, too: largest norm of a patient's squares",
     )
     metrics_weight: float = Field(default=0.2, ge=0, description="norm of a patient's metrics beside the gradient's")
-    taps: tuple[str, ...] = Field(default=TAPS, description="stages of the public trunk that give the features")
-    side: Side = Field(default=SIDE, description="rows and columns of the image that enters the trunk")
-    regions: Regions = Field(default=REGIONS, description="parts of height and width that have weights of their own")
+    trunk: TrunkSetup = Field(default=SETUP, description="what stands before the head, the same at every hospital")
     views: tuple[str, ...] = Field(default=VIEWS, description="how each image is seen: plain, mirrored, or both")
 
     def descent(self) -> dict[str, Any]:

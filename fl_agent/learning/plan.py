@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from dicom_node.core.errors import ProtocolError
 from dicom_node.core.settings import Population
-from secure_infer.card import CLASSES, Regions, Side, Version
+from secure_infer.card import CLASSES, TrunkSetup, Version
 
 from ..secagg.header import Mode
 
@@ -96,9 +96,7 @@ class Plan(Terms):
     run: str = Field(pattern=r"^[0-9a-f]{32}$", description="names the run; random, never used again")
     version: Version = Field(description="version of the model that comes of it")
     network: Literal["head"] = Field(default="head", description="what is trained: a head on the public trunk")
-    taps: tuple[str, ...] = Field(description="stages of the trunk whose outputs are the features, in order")
-    side: Side = Field(description="rows and columns of the image that enters the trunk")
-    regions: Regions = Field(description="parts of height and width that have weights of their own")
+    trunk: TrunkSetup = Field(description="what stands before the head, the same at every site")
     views: tuple[str, ...] = Field(min_length=1, description="how each image is seen")
     channels: int = Field(ge=1, le=1 << 20, description="of the features")
     population: Population | None = Field(

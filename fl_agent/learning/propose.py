@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from dicom_node.core.settings import Population
-from secure_infer.card import Regions, Side
+from secure_infer.card import TrunkSetup
 
 from ..head import MEAN_NOISE, RECIPE
 from ..secagg.header import least_threshold
@@ -43,11 +43,9 @@ class Budget:
 
 @dataclass(frozen=True)
 class Features:
-    """What the head sees: what `Trunk` is made of, views of an image, and how many numbers they give."""
+    """What the head sees: the trunk, views of an image, and how many numbers they give."""
 
-    taps: tuple[str, ...]
-    side: Side
-    regions: Regions
+    trunk: TrunkSetup
     views: tuple[str, ...]
     channels: int
 
@@ -128,9 +126,7 @@ def propose(
     plan = Plan(
         run=(run or secrets.token_bytes(16)).hex(),
         version=version,
-        taps=features.taps,
-        side=features.side,
-        regions=features.regions,
+        trunk=features.trunk,
         views=features.views,
         channels=features.channels,
         population=population,

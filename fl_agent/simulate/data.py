@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..head import VIEWS, default_trunk
+from ..head import SETUP, VIEWS, default_trunk
 from ..learning.propose import Features
 from ..learning.site import Examples
 from ..order import Progress
@@ -57,14 +57,14 @@ def kermany(data: Path, sites: int, cache: Path, seed: int, progress: Progress) 
 
     everybody = examples(train, "training features", VIEWS)
     divided = divide(everybody, sites, seed)
-    features = Features(trunk.taps, trunk.side, trunk.regions, VIEWS, trunk.channels)
+    features = Features(trunk.setup, VIEWS, trunk.channels)
     return Divided("kermany224", features, divided, examples(validation, "validation features", ("plain",)))
 
 
 def drawn(sites: int, seed: int) -> Divided:
     """Draw features where no data are at hand; their figures say nothing about X-rays."""
     everybody = draw(DRAWN_PATIENTS, DRAWN_CHANNELS, seed, spread=2.0)
-    features = Features(("head",), 224, 1, VIEWS, DRAWN_CHANNELS)
+    features = Features(SETUP, VIEWS, DRAWN_CHANNELS)
     validation = draw(DRAWN_PATIENTS // 5, DRAWN_CHANNELS, seed + 1, spread=2.0)
     return Divided("drawn features", features, divide(everybody, sites, seed), validation)
 

@@ -87,7 +87,7 @@ def federated(
     plan = propose(
         version,
         consortium.members,
-        Features(head.TAPS, head.SIDE, head.REGIONS, head.VIEWS, channels),
+        Features(head.SETUP, head.VIEWS, channels),
         Budget(float(epsilon or NO_BUDGET), DELTA, mode),
         default_descent(recipe.steps),
         centre_noise=head.MEAN_NOISE if epsilon else NO_NOISE,

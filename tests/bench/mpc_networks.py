@@ -16,14 +16,14 @@ import secure_infer
 from secure_infer.card import ModelCard
 from secure_infer.compile import compile_network
 from secure_infer.models import ModelStore
-from secure_infer.network import STAGES
 from secure_infer.networks import CUT, SmallCNN, lite0_suffix, resnet18
+from secure_infer.trunks import LITE0
 from tests.secure_infer.small_model import publish
 from tests.secure_infer.test_compile import images, trained
 from tests.system.roles import features
 
 #: What the public stages of EfficientNet-Lite0 give.
-CUT_SHAPE = next((one.channels_out, one.side, one.side) for one in STAGES if one.name == CUT)
+CUT_SHAPE = next((one.channels_out, one.side, one.side) for one in LITE0.stages if one.name == CUT)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from fl_agent import head
 from fl_agent.figures import auc
 from fl_agent.train import Recipe
 from fl_agent.trainset import VIEWS, Films, pooled_features, read_manifest
-from secure_infer.card import Regions, Side
+from secure_infer.card import Regions, Side, TrunkName
 from secure_infer.network import Trunk
 from tests.bench import figures
 from tests.bench.accuracy import Array, Part, begin, logits, pooled
@@ -112,13 +112,14 @@ def measure(part: Part, learn: Learn, *, draws: int = 10, random: bool = False) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--taps", nargs="+", default=list(head.TAPS))
+    parser.add_argument("--trunk", default=head.SETUP.name, choices=get_args(TrunkName))
+    parser.add_argument("--taps", nargs="+", default=list(head.SETUP.taps))
     parser.add_argument("--steps", type=int, default=head.RECIPE.steps)
     parser.add_argument("--rate", type=float, default=head.RECIPE.learning_rate)
     parser.add_argument("--clip", type=float, default=head.RECIPE.clip)
     parser.add_argument("--draws", type=int, default=10, help="trainings for each block held out")
-    parser.add_argument("--side", type=int, default=head.SIDE, choices=get_args(Side))
-    parser.add_argument("--regions", type=int, default=head.REGIONS, choices=get_args(Regions))
+    parser.add_argument("--side", type=int, default=head.SETUP.side, choices=get_args(Side))
+    parser.add_argument("--regions", type=int, default=head.SETUP.regions, choices=get_args(Regions))
     parser.add_argument("--views", nargs="+", default=list(head.VIEWS), choices=VIEWS)
     parser.add_argument("--features", type=Path, help="others for the same films: an array (images, views, channels)")
     parser.add_argument("--random", action="store_true", help="hold out random blocks as well")
@@ -130,7 +131,8 @@ def main() -> None:
     if arguments.features:
         features = np.load(arguments.features, allow_pickle=False)
     else:
-        trunk, views = Trunk(arguments.taps, side=arguments.side, regions=arguments.regions), tuple(arguments.views)
+        trunk = Trunk(arguments.taps, name=arguments.trunk, side=arguments.side, regions=arguments.regions)
+        views = tuple(arguments.views)
         features = pooled_features(folder, films, trunk, arguments.cache, lambda done, of: None, views)
     epsilon, draws = (None, 1) if arguments.no_noise else (3.0, arguments.draws)
     found = measure(Part(films, features), heads(recipe, epsilon), draws=draws, random=arguments.random)

@@ -26,6 +26,7 @@ from fl_agent.ledger.ledger import Ledger
 from fl_agent.secagg.frames import open_frame
 from fl_agent.simulate.federation import Federation
 from tests.fl_agent.learning.hospitals import CHANNELS, examples
+from tests.fl_agent.trunks import setup
 
 PRIVACY = PrivacySettings(epsilon=8.0, delta=1e-3)
 
@@ -109,7 +110,7 @@ def federation(
 
 def plan(made: Federation, mode: str = "distributed", rounds: int = 3, spare: int = 3, **descent: Any) -> Plan:
     budget = Budget(3.0, 1e-3, mode)
-    features = Features(("head",), 224, 1, ("plain", "mirrored"), CHANNELS)
+    features = Features(setup("head"), ("plain", "mirrored"), CHANNELS)
     chosen = default_descent(rounds, spare, **{"learning_rate": 2.0, "clip": 0.3, **descent})
     return propose("1.0", made.members, features, budget, chosen)
 

@@ -13,10 +13,10 @@ from dicom_node.core.errors import ConfigError, Refused
 from secure_infer.clear import PlaintextEngine, evaluate
 from secure_infer.compile import compile_network
 from secure_infer.engine import input_of
-from secure_infer.network import STAGE_NAMES, STAGES
 from secure_infer.networks import SmallCNN, lite0_suffix
 from secure_infer.program import GuardLayer, ReluLayer
 from secure_infer.protocol.plan import Plan
+from secure_infer.trunks import LITE0
 from tests.secure_infer.small_network import Trio
 
 
@@ -212,7 +212,7 @@ def test_the_hospital_learns_no_more_bits_of_the_output_than_asked_for(bits):
 @pytest.mark.parametrize("cut", [None, "block14"])
 def test_the_private_stages_of_efficientnet_compile_wherever_they_begin(cut):
     network = lite0_suffix(cut).eval()
-    stage = STAGES[STAGE_NAMES.index(cut)] if cut else None
+    stage = LITE0.stages[LITE0.names.index(cut)] if cut else None
     shape = (stage.channels_out, stage.side, stage.side) if stage else (1, 224, 224)
     with torch.no_grad():
         network.dense.weight.normal_(0, 0.05)

@@ -19,8 +19,8 @@ import secure_infer.__main__ as program
 from dicom_node.core.errors import ConfigError, IntegrityError
 from secure_infer.card import Bound, Distributed, Mechanism, ModelCard
 from secure_infer.models import SHIPPED, ModelStore, encode_weights, public_hex, shipped_publisher, signing_key
-from secure_infer.network import TRUNK_SHA256
 from secure_infer.public import public_part
+from secure_infer.trunks import LITE0
 from tests.secure_infer.small_model import PUBLISHER, PUBLISHER_HEX, card_of, head, publish, weights_of
 
 MADE = head(6, 3)
@@ -164,10 +164,10 @@ def test_a_card_whose_public_part_takes_no_such_image_is_none(cut: str | None, s
 def test_a_card_from_before_there_were_regions_means_the_whole_image() -> None:
     written = card_of(MADE, b"")
     assert b"regions" not in written.canonical()
-    taps = {"taps": ("block7",), "sha256": TRUNK_SHA256}
+    taps = {"taps": ("block7",), "sha256": LITE0.sha256}
     old = written.model_copy(update={"trunk": written.trunk.model_copy(update=taps)})
     parted = old.model_copy(update={"trunk": old.trunk.model_copy(update={"regions": 2})})
-    assert (public_part(old).regions, public_part(parted).regions) == (1, 2)
+    assert (public_part(old).setup.regions, public_part(parted).setup.regions) == (1, 2)
     assert b'"regions": 2' in parted.canonical()
 
 

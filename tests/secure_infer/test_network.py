@@ -1,4 +1,4 @@
-"""The trunk is EfficientNet-Lite0 to the digit, and what it gives is linear in what the private head needs."""
+"""The trunks are EfficientNet-Lite0 and Lite1 to the digit, and what they give is linear in what a head needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from dicom_node.core.errors import ConfigError, IntegrityError
 from secure_infer import network
-from secure_infer.network import STAGES, Trunk, public_checkpoint
+from secure_infer.network import Trunk
+from secure_infer.trunks import LITE0, LITE1, TrunkSpec
 
 TAPS = ("block10", "block13", "head")
 
@@ -47,30 +48,31 @@ def convolve(
     return functional.batch_norm(x, mean, variance, gamma, beta, eps=1e-3)
 
 
-def unfolded(image: np.ndarray) -> dict[str, Tensor]:
+def unfolded(image: np.ndarray, spec: TrunkSpec = LITE0) -> dict[str, Tensor]:
     """The same network with three colour channels, BatchNorm and float64."""
-    weights = public_checkpoint()
+    weights = spec.checkpoint()
     x = torch.from_numpy(image.astype(np.float64))[None, None].expand(1, 3, 224, 224) * 255
     x = functional.relu6(convolve((x - 127) / 128, weights, "_conv_stem", "_bn0", 2, depthwise=False))
     kept = {"stem": x}
-    for number, spec in enumerate(STAGES[1:-1]):
+    for number, stage in enumerate(spec.stages[1:-1]):
         prefix, y = f"_blocks.{number}.", x
-        if spec.expansion > 1:
+        if stage.expansion > 1:
             y = functional.relu6(convolve(y, weights, f"{prefix}_expand_conv", f"{prefix}_bn0", depthwise=False))
-        y = convolve(y, weights, f"{prefix}_depthwise_conv", f"{prefix}_bn1", spec.stride, depthwise=True)
+        y = convolve(y, weights, f"{prefix}_depthwise_conv", f"{prefix}_bn1", stage.stride, depthwise=True)
         y = convolve(functional.relu6(y), weights, f"{prefix}_project_conv", f"{prefix}_bn2", depthwise=False)
         x = x + y if x.shape == y.shape else y
-        kept[spec.name] = x
+        kept[stage.name] = x
     kept["head"] = functional.relu6(convolve(x, weights, "_conv_head", "_bn1", depthwise=False))
     return kept
 
 
-def test_folded_stages_equal_the_network_with_batch_norm(image: np.ndarray) -> None:
-    expected = unfolded(image)
-    every = Trunk([spec.name for spec in STAGES])
+@pytest.mark.parametrize("trunk_spec", [LITE0, LITE1], ids=lambda one: one.name)
+def test_folded_stages_equal_the_network_with_batch_norm(image: np.ndarray, trunk_spec: TrunkSpec) -> None:
+    expected = unfolded(image, trunk_spec)
+    every = Trunk(trunk_spec.names, name=trunk_spec.name)
     with torch.inference_mode():
         found = every.run((torch.from_numpy(image)[None, None] * 255 - 127) / 128)
-    for spec in STAGES:
+    for spec in trunk_spec.stages:
         assert found[spec.name].shape == (1, spec.channels_out, spec.side, spec.side)
         scale = float(expected[spec.name].abs().max())
         torch.testing.assert_close(found[spec.name].double() / scale, expected[spec.name] / scale, atol=1e-5, rtol=0)
@@ -149,7 +151,7 @@ def test_the_suffix_after_any_cut_gives_the_same_output(trunk: Trunk, image: np.
     x = (torch.from_numpy(image)[None, None] * 255 - 127) / 128
     with torch.inference_mode():
         whole = trunk.run(x)["head"]
-        for before, after in itertools.pairwise(STAGES):
+        for before, after in itertools.pairwise(LITE0.stages):
             cut = trunk.run(x, last=before.name)[before.name]
             torch.testing.assert_close(trunk.run(cut, first=after.name)["head"], whole)
 

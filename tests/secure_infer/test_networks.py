@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from secure_infer.network import STAGE_NAMES, Trunk
+from secure_infer.network import Trunk
 from secure_infer.networks import ARCHITECTURES, SmallCNN, StandardisedConv2d, lite0_suffix, plain, resnet18
 from secure_infer.public import Greys
+from secure_infer.trunks import LITE0
 
 
 def parameters(network: nn.Module) -> int:
@@ -60,7 +61,7 @@ def test_the_small_network_has_70_thousand_parameters() -> None:
     assert parameters(SmallCNN()) == 69_667
 
 
-@pytest.mark.parametrize("cut", [None, *STAGE_NAMES])
+@pytest.mark.parametrize("cut", [None, *LITE0.names])
 def test_public_prefix_and_private_suffix_are_the_whole_trunk_at_any_cut(trunk: Trunk, cut: str | None) -> None:
     x = torch.rand(1, 1, 224, 224, generator=torch.Generator().manual_seed(1)) * 2 - 1
     with torch.inference_mode():

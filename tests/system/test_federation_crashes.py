@@ -86,9 +86,7 @@ version = "{VERSION}"
 delta = 1e-3
 rounds = {ROUNDS}
 spare = {SPARE}
-taps = ["head"]
-side = 224
-regions = 1
+trunk = {{name = "efficientnet-lite0", taps = ["head"], side = 224, regions = 1}}
 [courier]
 kind = "local"
 [timing]

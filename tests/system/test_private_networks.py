@@ -32,7 +32,8 @@ from fl_agent.trainset import Films
 from secure_infer.answer import Answer
 from secure_infer.card import ModelCard
 from secure_infer.models import ModelStore, encode_weights
-from secure_infer.network import TRUNK_SHA256, Trunk
+from secure_infer.network import Trunk
+from secure_infer.trunks import LITE0
 from tests.secure_infer.small_model import PUBLISHER, PUBLISHER_HEX, card_of, head
 from tests.system.sites import command, names, report
 
@@ -62,7 +63,7 @@ def trained(root: Path) -> Path:
     )
     encoded = encode_weights({**weights, "head.weight": weights["head.weight"][..., None, None]})
     written = card_of(head(trunk.channels, 3, side=7, fraction=20), encoded, "2.0.0").model_dump(mode="json")
-    written["trunk"] |= {"sha256": TRUNK_SHA256, "taps": [TAP]}
+    written["trunk"] |= {"sha256": LITE0.sha256, "taps": [TAP]}
     written["privacy"] |= {
         "epsilon": math.ceil(epsilon(mechanisms, DELTA) * 1000) / 1000,
         "delta": DELTA,

@@ -29,6 +29,7 @@ from fl_agent.secagg.stages import Stage
 from tests.fl_agent.attacks.canaries import DIRECTION, Coins, Scores
 from tests.fl_agent.learning.hospitals import identity, raw
 from tests.fl_agent.secagg.consortium import answers
+from tests.fl_agent.trunks import setup
 
 NAMES = ("target", "honest", "colluding")
 
@@ -39,7 +40,7 @@ def plan(canaries: int, epsilon: float, delta: float, rounds: int, sampling_rate
     return propose(
         "1.0",
         members,
-        Features(("head",), 224, 1, ("plain",), canaries),
+        Features(setup("head"), ("plain",), canaries),
         Budget(epsilon, delta, "distributed", honest=2),
         default_descent(rounds, sampling_rate=sampling_rate),
         centre_noise=None,

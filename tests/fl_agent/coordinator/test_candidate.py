@@ -16,12 +16,13 @@ from secure_infer.clear import PlaintextEngine
 from secure_infer.models import ModelStore
 from secure_infer.public import public_part
 from secure_infer.regions import shares
+from tests.fl_agent.trunks import setup
 from tests.secure_infer.small_model import PUBLISHER, PUBLISHER_HEX
 
 
 def planned(patients: int) -> Plan:
     members = [Member(name=f"site-{n}", identity=f"{n:064x}", patients=patients) for n in range(3)]
-    features, budget = Features(("block13",), 224, 2, ("plain",), 4 * 192), Budget(3.0, 1e-4, "site")
+    features, budget = Features(setup("block13", regions=2), ("plain",), 4 * 192), Budget(3.0, 1e-4, "site")
     return propose("1.0", members, features, budget, default_descent(5))
 
 

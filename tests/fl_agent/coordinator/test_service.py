@@ -17,6 +17,7 @@ from fl_agent.agent.rules import Rules
 from fl_agent.coordinator.records import FINISHED, Records
 from fl_agent.coordinator.service import plan_of, serve
 from fl_agent.coordinator.settings import CoordinatorSettings
+from tests.fl_agent.trunks import setup
 
 EXAMPLE = Path(__file__).parents[3] / "orthanc_config" / "coordinator.example.toml"
 KEYS = [str(number) * 64 for number in (1, 2, 3)]
@@ -54,7 +55,7 @@ def test_the_default_plan_is_within_the_default_limits_of_a_hospital(tmp_path: P
 def run_with(folder: Path, **changes: object) -> CoordinatorSettings:
     loaded = settings.read(file(folder), CoordinatorSettings)
     return CoordinatorSettings.model_validate(
-        loaded.model_dump() | {"run": {**loaded.run.model_dump(), "taps": ("head",), **changes}}
+        loaded.model_dump() | {"run": {**loaded.run.model_dump(), "trunk": setup("head").model_dump(), **changes}}
     )
 
 

@@ -17,6 +17,7 @@ from fl_agent.learning.server import Training
 from fl_agent.ledger.accountant import loss, total
 from secure_infer.card import Distributed, Mechanism, Privacy
 from secure_infer.models import SHIPPED, ModelStore
+from tests.fl_agent.trunks import setup
 from tests.secure_infer.small_model import PUBLISHER, PUBLISHER_HEX
 
 SUMMED = Distributed(
@@ -70,7 +71,7 @@ def test_a_mechanism_without_noise_to_speak_of_is_refused() -> None:
 def test_what_a_coordinator_publishes_claims_what_it_has(tmp_path: Path, mode: Literal["site", "distributed"]) -> None:
     members = [Member(name=f"site-{n}", identity=f"{n:064x}", patients=100) for n in range(3)]
     descent = default_descent(5)
-    plan = propose("1.0", members, Features(("block13",), 224, 1, ("plain",), 192), Budget(3.0, 1e-4, mode), descent)
+    plan = propose("1.0", members, Features(setup("block13"), ("plain",), 192), Budget(3.0, 1e-4, mode), descent)
     store = ModelStore(tmp_path, [PUBLISHER_HEX])
     publisher = Publisher(store, PUBLISHER, Population(min_age_years=1, max_age_years=5))
     card = publisher.publish(plan, Training.start(plan))

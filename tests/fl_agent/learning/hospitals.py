@@ -12,6 +12,7 @@ from fl_agent.learning.plan import Member, Plan
 from fl_agent.learning.propose import Budget, Features, default_descent, propose
 from fl_agent.learning.site import Examples
 from fl_agent.simulate.drawn import draw
+from tests.fl_agent.trunks import setup
 
 CHANNELS = 6
 SIZES = {"north": 20, "south": 35, "west": 60}
@@ -59,6 +60,6 @@ def plan(
         for name, size in (SIZES if sizes is None else sizes).items()
     ]
     budget = Budget(epsilon, 1e-3, mode)
-    features = Features(("head",), 224, 1, ("plain", "mirrored"), CHANNELS)
+    features = Features(setup("head"), ("plain", "mirrored"), CHANNELS)
     chosen = {"learning_rate": 2.0, "clip": 0.3, **descent}
     return propose("1.0", members, features, budget, default_descent(rounds, spare, **chosen), **(options or {}))

@@ -21,6 +21,7 @@ from fl_agent.randomness import SecureSource
 from fl_agent.simulate import arithmetic
 from tests.fl_agent import federations
 from tests.fl_agent.learning.hospitals import CHANNELS, SIZES, examples, plan, pooled, three
+from tests.fl_agent.trunks import setup
 
 #: For tests alone: at such an epsilon there is next to no noise.
 NOISELESS = 1e7
@@ -110,7 +111,7 @@ def test_a_hospital_that_is_lost_in_the_first_sum_is_not_counted(memory: Path) -
     privacy = PrivacySettings(epsilon=4 * NOISELESS, delta=1e-3)
     with federations.federation(memory, 4, lost, privacy) as made:
         budget = Budget(NOISELESS, 1e-3, "distributed")
-        features = Features(("head",), 224, 1, ("plain", "mirrored"), CHANNELS)
+        features = Features(setup("head"), ("plain", "mirrored"), CHANNELS)
         agreed = propose(
             "1.0", made.members, features, budget, default_descent(1, 2), centre_noise=1e-3, squares=1.0
         )  # fmt: skip

@@ -41,6 +41,7 @@ from tests.fl_agent import federations
 from tests.fl_agent.learning.hospitals import plan
 from tests.fl_agent.research.test_research import PICTURE, a_site, as_nifti
 from tests.fl_agent.test_site_rows import CHILDREN, Hospital
+from tests.fl_agent.trunks import setup
 from tests.scp_process import site
 
 TAPS = ("stem",)
@@ -100,7 +101,7 @@ def test_a_hospital_with_films_and_studies_takes_part_and_all_its_patients_are_s
         runs = Runs(hospital.database, ledger)
         agent = Agent(made._keys["site-0"], stand_in._rules, stand_in._rounds, runs, patients)
         made.hospitals["site-0"] = federation.Hospital(agent, hospital.database, ledger)
-        features = Features(TAPS, 224, 1, ("plain", "mirrored"), CHANNELS)
+        features = Features(setup(*TAPS), ("plain", "mirrored"), CHANNELS)
         budget = Budget(NOISELESS, 1e-3, "distributed")
         agreed = propose(
             "1.0", made.members, features, budget, default_descent(1, 1), centre_noise=1e-3, squares=1.0,
@@ -129,7 +130,7 @@ def test_whoever_is_taken_out_of_the_folder_is_out_of_the_next_contribution_and_
     hospital = Hospital(memory)
     state = memory / "state"
     patients = SitePatients(with_films(state, films), hospital.database, clock=lambda: 3.0)
-    wanted = plan().model_copy(update={"taps": TAPS, "channels": CHANNELS, "population": CHILDREN})
+    wanted = plan().model_copy(update={"trunk": setup(*TAPS), "channels": CHANNELS, "population": CHILDREN})
     found = patients(wanted)
     assert found.count == 6  # PHANTOM-9 did not opt out here
     assert np.bincount(found.patients).tolist().count(2) == 4  # two films each; one image of each study

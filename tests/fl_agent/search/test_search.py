@@ -25,6 +25,7 @@ from fl_agent.simulate import arithmetic
 from fl_agent.simulate.federation import Federation
 from tests.fl_agent import federations
 from tests.fl_agent.learning.hospitals import CHANNELS
+from tests.fl_agent.trunks import setup
 
 #: Of a life, whose bound is a little looser than a plan's.
 ENOUGH = PrivacySettings(epsilon=12.0, delta=1e-3)
@@ -33,7 +34,7 @@ TRIALS = 2
 
 def terms(made: Federation, trials: int = TRIALS, rounds: int = 2, spare: int = 1) -> Terms:
     features, budget = (
-        Features(("head",), 224, 1, ("plain", "mirrored"), CHANNELS),
+        Features(setup("head"), ("plain", "mirrored"), CHANNELS),
         Budget(6.0, 1e-3, "distributed", runs=trials),
     )
     descent = default_descent(rounds, spare)

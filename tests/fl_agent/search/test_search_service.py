@@ -46,7 +46,8 @@ class Hospitals:
             f'publisher_key_file = "{folder / "publisher.pem"}"\n{"".join(members)}'
             "[population]\nmin_age_years = 1\nmax_age_years = 5\n"
             '[run]\nversion = "2.0.0"\nepsilon = 6.0\ndelta = 1e-3\nrounds = 2\nspare = 1\nsampling_rate = 0.5\n'
-            f'taps = {list(TAPS)}\nside = 224\nregions = 1\n[courier]\nkind = "local"\n'
+            f'trunk = {{name = "efficientnet-lite0", taps = {list(TAPS)}, side = 224, regions = 1}}\n'
+            '[courier]\nkind = "local"\n'
         )
         self.loaded = settings.read(self.file, CoordinatorSettings)
         self.loaded.state_dir.mkdir()
@@ -90,7 +91,8 @@ def test_trials_are_runs_on_the_coordinators_terms_and_every_ledger_has_them(hos
     assert (newest.over, newest.untold) == (FINISHED, frozenset())
     plan = newest.plan
     assert plan.population == hospitals.loaded.population
-    assert (plan.taps, plan.descent.sampling_rate, plan.descent.rounds, plan.metrics_weight) == (TAPS, 0.5, 2, 1.0)
+    assert plan.trunk.taps == TAPS
+    assert (plan.descent.sampling_rate, plan.descent.rounds, plan.metrics_weight) == (0.5, 2, 1.0)
     assert plan.version.startswith("2.0.0-")
     for hospital in hospitals.made.hospitals.values():
         entries = hospital.ledger.entries()
