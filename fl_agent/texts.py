@@ -39,7 +39,7 @@ NOISE = (
     "number against attacks through the gaps between floating-point numbers (Holohan & Braghin 2021)"
 )
 NOT_COVERED = (
-    "The recipe (depths and regions of the trunk, steps, clip, learning rate) was chosen among about 100 candidates by "
+    "The recipe (trunk, its depths and regions, steps, clip, learning rate) was chosen among about 100 candidates by "
     "their figures on divisions of the training and validation patients; epsilon does not cover what that choice "
     "tells. The figures are plain statistics of the test patients, who are in no other split."
 )
@@ -53,7 +53,7 @@ FIGURES = (
     "bootstrap over patients. auc_bacterial_viral looks at pneumonia images alone. The test images come from other "
     "children of the same hospital, in other proportions than the training images. This recipe was chosen on training"
     " and validation patients alone, by a rule that was written before. Earlier recipes had been evaluated on the "
-    "same test split: two choices of depths, and before them an experiment with one image as the unit of privacy, "
+    "same test split: three on a smaller trunk, and before them an experiment with one image as the unit of privacy, "
     "which suggested features of three depths. What they did there had no part in the choice."
 )
 #: What is so of every model that these data train.
