@@ -98,8 +98,10 @@ FEDERATED_SPLIT = (
     "All were training patients; each hospital evaluates the model on patients of its own before it is used"
 )
 FEDERATED_ACCOUNTANT = (
-    "Renyi DP of all sums of the run (Mironov et al. 2019; Kairouz, Liu, Steinke 2021), as many as a hospital may have "
-    "given at most; the hospitals' patient sets count as disjoint, and about how many patients each has as public."
+    "All sums of the run, as many as a hospital may have given at most: exactly where nothing is sampled (Dong, Roth, "
+    "Su 2022), else by Renyi DP (Mironov et al. 2019); noise summed over hospitals as in Kairouz, Liu, Steinke 2021, "
+    "and as a rounded Gaussian. The hospitals' patient sets count as disjoint, and about how many patients each has as "
+    "public."
 )
 FEDERATED_NOT_COVERED = (
     "What the recipe (steps, clip, learning rate) was chosen by, if patients of the consortium had a part in that; a "

@@ -8,9 +8,11 @@ those before it (Feldman & Zrnic 2021, arXiv 2008.11193); so each mechanism beco
 - (epsilon, delta)-DP: with probability delta it tells all, else it is epsilon-DP (Kairouz, Oh, Viswanath 2015, arXiv
   1311.0776), so its delta is taken from what the conversion may use.
 
-The best order of a PLAN, whose terms stand before its first release, may be read off the finished curve. Over the life
-of a site the terms of later runs depend on earlier releases, and with them the best order; then each order gets an
-equal share of delta, which holds for whichever is best (union bound). That costs 10 to 20 % of epsilon.
+A plan of nothing but Gaussians without sampling, discrete or not, is accounted exactly besides (`gaussian`), and the
+smaller bound holds. The best order of a PLAN, whose terms stand before its first release, may be read off the finished
+curve. Over the life of a site the terms of later runs depend on earlier releases, and with them the best order; then
+each order gets an equal share of delta, which holds for whichever is best (union bound). That costs 10 to 20 % of
+epsilon.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from numpy.typing import NDArray
 
 from secure_infer.card import Bound, Distributed
 
-from ..secagg.accounting import ORDERS, SummedNoise, renyi, to_epsilon
+from ..secagg.accounting import ORDERS, SummedNoise, renyi, rounding_gap, to_epsilon
+from .gaussian import gaussian_epsilon
 from .mechanisms import Spending
 
 #: Few, since each costs a share of delta; spread so that a good one is near for any epsilon between 0.05 and 30.
@@ -45,15 +48,21 @@ class Loss:
         Largest log-ratio of the true probabilities to those that `curve` is about (`SummedNoise.gap`).
     delta : float
         Probability of an outcome that `curve` does not cover.
+    mu_squared : float
+        See `gaussian.gaussian_epsilon`; what it leaves out are `factor` and `delta`.
     """
 
     curve: NDArray[np.float64]
     factor: float = 0.0
     delta: float = 0.0
+    mu_squared: float = math.inf
 
     def planned(self, delta: float) -> float:
         """Return epsilon of a plan whose terms were all fixed before its first release."""
-        return self._epsilon(ORDERS, delta, 1)
+        by_orders = self._epsilon(ORDERS, delta, 1)
+        if not math.isfinite(self.mu_squared):
+            return by_orders
+        return min(by_orders, gaussian_epsilon(self.mu_squared, math.log(delta) - self.factor) + 2 * self.factor)
 
     def lifelong(self, delta: float) -> float:
         """Return epsilon where terms may have been chosen, and runs cut short, after earlier releases."""
@@ -93,15 +102,23 @@ def loss(spending: Spending, *, alone: bool = False) -> Loss:
             spending.sampling_rate,
         )
         curve = spending.steps * _gaussian(noise.sampling_rate, noise.noise_multiplier)
-        return Loss(curve, factor=spending.steps * noise.dimension * noise.gap)
-    return Loss(spending.steps * _gaussian(spending.sampling_rate, spending.noise_multiplier))
+        factor = spending.steps * noise.dimension * (noise.gap + rounding_gap())
+        return Loss(curve, factor=factor, mu_squared=spending.steps * noise.mu_squared)
+    curve = spending.steps * _gaussian(spending.sampling_rate, spending.noise_multiplier)
+    plain = spending.sampling_rate == 1
+    return Loss(curve, mu_squared=spending.steps / spending.noise_multiplier**2 if plain else math.inf)
 
 
 def total(losses: Iterable[Loss]) -> Loss:
     """Compose."""
     found = list(losses)
     curve = np.sum([one.curve for one in found], axis=0) if found else np.zeros(len(ORDERS))
-    return Loss(curve, sum(one.factor for one in found), sum(one.delta for one in found))
+    return Loss(
+        curve,
+        sum(one.factor for one in found),
+        sum(one.delta for one in found),
+        sum(one.mu_squared for one in found),
+    )
 
 
 @cache

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from dp_accounting import dp_event
+from dp_accounting.pld import privacy_loss_distribution
 from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 
@@ -63,9 +65,16 @@ def test_opacus_published_mixture_is_reproduced() -> None:
     list(itertools.product([0.005, 0.1, 1.0], [0.8, 2.0, 10.0], [1, 300], [1e-4, 1e-7])),
 )
 def test_it_agrees_with_an_independent_accountant(rate: float, multiplier: float, steps: int, delta: float) -> None:
+    event = dp_event.PoissonSampledDpEvent(rate, dp_event.GaussianDpEvent(multiplier))
     other = RdpAccountant(orders=list(ORDERS))
-    other.compose(dp_event.PoissonSampledDpEvent(rate, dp_event.GaussianDpEvent(multiplier)), steps)
-    assert loss(sgd(rate, multiplier, steps)).planned(delta) == pytest.approx(other.get_epsilon(delta), rel=1e-6)
+    other.compose(event, steps)
+    found = loss(sgd(rate, multiplier, steps))
+    assert replace(found, mu_squared=math.inf).planned(delta) == pytest.approx(other.get_epsilon(delta), rel=1e-6)
+    if rate == 1:  # then there is an exact one
+        exact = PLDAccountant(value_discretization_interval=1e-3)
+        exact.compose(event, steps)
+        assert found.planned(delta) == pytest.approx(exact.get_epsilon(delta), rel=1e-3, abs=1e-3)
+        assert found.planned(delta) < other.get_epsilon(delta)
 
 
 def test_mixed_mechanisms_compose_above_the_numerical_optimum_and_near_it() -> None:
@@ -80,6 +89,34 @@ def test_mixed_mechanisms_compose_above_the_numerical_optimum_and_near_it() -> N
     assert found.planned(DELTA) < found.lifelong(DELTA) <= 1.2 * found.planned(DELTA)
     short = total([loss(sgd(*one)) for one in parts[:2]])
     assert short.planned(DELTA) < optimum  # leaving one out would be seen
+
+
+@pytest.mark.parametrize(("deviation", "steps"), [(4.0, 3), (6.0, 20), (20.0, 100)])
+def test_without_sampling_the_discrete_gaussian_is_nearly_the_continuous_one(deviation: float, steps: int) -> None:
+    """In one dimension its privacy loss is known exactly; composed numerically it bounds ours from below."""
+    exact = privacy_loss_distribution.from_discrete_gaussian_mechanism(
+        deviation, sensitivity=1, value_discretization_interval=1e-4
+    )
+    least = exact.self_compose(steps).get_epsilon_for_delta(DELTA)
+    noise = summed(round(deviation**2), 1, steps).model_copy(
+        update={"sampling_rate": 1.0, "sensitivity_squared": 1, "dimension": 1}
+    )
+    found = loss(noise)
+    # Of its variance, 4 steps squared are given away for what rounds a continuous Gaussian.
+    given_away = deviation / math.sqrt(deviation**2 - 4)
+    assert 0.99 * least <= found.planned(DELTA) <= 1.05 * given_away * least
+    assert loss(noise.model_copy(update={"variance": noise.variance * 2})).planned(DELTA) < least
+    if deviation == 20.0:
+        assert found.planned(DELTA) < 0.95 * replace(found, mu_squared=math.inf).planned(DELTA)
+
+
+def test_one_mechanism_of_another_kind_is_enough_to_need_the_general_bound() -> None:
+    plain, sampled = loss(sgd(1.0, 10.0, 20)), loss(sgd(0.1, 3.0, 5))
+    bound, coarse = loss(Bound(name="other", patients=1, epsilon=0.2)), loss(summed(variance=1, steps=1))
+    assert math.isfinite(total([plain, plain]).mu_squared)
+    for other in (sampled, bound, coarse):
+        assert total([plain, other]).mu_squared == math.inf
+        assert total([plain, other]).planned(DELTA) > plain.planned(DELTA)
 
 
 def test_summed_noise_is_accounted_as_secure_aggregation_does_and_alone_it_is_weaker() -> None:

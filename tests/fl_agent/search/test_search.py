@@ -84,7 +84,7 @@ def test_all_trials_cost_what_the_accountant_makes_of_the_ledgers(memory: Path) 
 
 def test_a_search_beyond_a_sites_budget_does_not_begin(memory: Path) -> None:
     # One trial would fit.
-    with searching(memory, PrivacySettings(epsilon=5.0, delta=1e-3)) as (made, search, study):
+    with searching(memory, PrivacySettings(epsilon=6.0, delta=1e-3)) as (made, search, study):
         with pytest.raises(Refused, match="2 trials") as error:
             search.run()
         assert error.value.code == "privacy-budget"
@@ -94,7 +94,7 @@ def test_a_search_beyond_a_sites_budget_does_not_begin(memory: Path) -> None:
 
 
 def test_a_site_that_was_not_asked_before_refuses_the_trial_that_is_too_much(memory: Path) -> None:
-    with searching(memory, PrivacySettings(epsilon=5.0, delta=1e-3)) as (made, search, study):
+    with searching(memory, PrivacySettings(epsilon=6.0, delta=1e-3)) as (made, search, study):
         search._ledgers = {}
         with pytest.raises(Refused) as error:
             search.run()
@@ -105,7 +105,7 @@ def test_a_site_that_was_not_asked_before_refuses_the_trial_that_is_too_much(mem
         assert last.loss is None
         for hospital in made.hospitals.values():
             held = [one.terms for one in hospital.ledger.entries() if one.counts]
-            assert accountant.total(map(accountant.loss, held)).lifelong(1e-3) <= 5.0
+            assert accountant.total(map(accountant.loss, held)).lifelong(1e-3) <= 6.0
 
 
 @pytest.mark.parametrize("place", ["search-asked", "coordinator-summed", "search-measured"])

@@ -12,7 +12,7 @@ from dp_accounting.rdp import RdpAccountant
 from scipy.special import logsumexp
 
 from dicom_node.core.errors import ConfigError
-from fl_agent.secagg.accounting import ORDERS, SummedNoise, epsilon, renyi, variance_for
+from fl_agent.secagg.accounting import ORDERS, SummedNoise, epsilon, renyi, rounding_gap, variance_for
 
 #: Noise as if of one honest hospital, in steps; wide enough that no gap remains.
 CASES = [(0.01, 1.1, 1000, 1e-5), (0.1, 2.0, 200, 1e-4), (0.25, 4.0, 300, 1e-4), (0.02, 0.7, 50, 1e-6)]
@@ -173,3 +173,28 @@ def test_impossible_questions_are_refused() -> None:
             epsilon(summed(1.0, 0.1), steps, delta)
     with pytest.raises(ValueError, match="whole"):
         renyi(2.5, 0.1, 1.0)
+
+
+@pytest.mark.parametrize(("variance", "rounding"), [(0.2, 0.12), (3.0, 0.12), (1.0, 0.25), (9.0, 0.3), (9.0, 4.0)])
+def test_a_discrete_gaussian_is_a_rounded_continuous_one(variance: float, rounding: float) -> None:
+    """Slowly: each whole number's probability, integrated over what was rounded to it."""
+    whole, values = np.arange(-60, 61), np.arange(-60, 60, 1e-3)
+    rounded = np.exp(-((whole[:, None] - values) ** 2) / (2 * rounding))
+    rounded /= rounded.sum(0)
+    density = np.exp(-(values**2) / (2 * (variance - rounding)))
+    found = (rounded * density).sum(1) / density.sum()
+    wanted = np.exp(-(whole**2) / (2 * variance))
+    wanted /= wanted.sum()
+    seen = np.abs(whole) <= 5 * math.sqrt(variance)  # beyond, rounding errors of the sum over values weigh more
+    worst = np.abs(np.log(found[seen] / wanted[seen])).max()
+    assert worst <= rounding_gap(rounding) + 1e-9
+    if variance < 0.5:
+        assert worst > 0.2 * rounding_gap(rounding)  # the bound is no idle one
+
+
+def test_of_the_gaussian_that_is_rounded_the_least_variance_is_taken() -> None:
+    noise = SummedNoise(10, 3, 5, 7, 1.0)
+    assert noise.mu_squared == pytest.approx(7 / 26)
+    assert SummedNoise(2, 3, 5, 7, 1.0).mu_squared == math.inf
+    assert SummedNoise(10, 3, 5, 7, 0.5).mu_squared == math.inf
+    assert rounding_gap() < 1e-33
