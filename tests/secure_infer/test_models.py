@@ -276,4 +276,4 @@ def test_the_list_of_models_shows_what_was_not_measured_and_who_is_unknown(
         with program.out.capture() as shown:
             program.list_models()
         assert said in shown.get()
-        assert "0.950" in shown.get()
+        assert "0.953" in shown.get()

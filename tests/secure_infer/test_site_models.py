@@ -53,14 +53,14 @@ def serving(settings: Settings, tmp_path: Path) -> Iterator[Serving]:
 
 
 def test_the_first_model_of_ones_own_does_not_answer_before_it_is_activated(settings: Settings, tmp_path: Path) -> None:
-    assert site_models.version_in_use(settings) == "1.1.1"
+    assert site_models.version_in_use(settings) == "1.2.0"
     site_models.install(settings, published(tmp_path / "made", "2"))
-    assert site_models.version_in_use(settings) == "1.1.1"
-    assert site_models.site_card(settings).version == "1.1.1"
+    assert site_models.version_in_use(settings) == "1.2.0"
+    assert site_models.site_card(settings).version == "1.2.0"
     site_models.activate(settings, "2")
     assert site_models.site_card(settings).version == "2"
-    site_models.activate(settings, "1.1.1")
-    assert site_models.site_card(settings).version == "1.1.1"
+    site_models.activate(settings, "1.2.0")
+    assert site_models.site_card(settings).version == "1.2.0"
 
 
 def test_a_hospital_that_infers_encrypted_keeps_no_weights(tmp_path: Path) -> None:
@@ -81,12 +81,12 @@ def test_an_altered_model_is_neither_installed_nor_activated(settings: Settings,
     (site_models.own_folder(settings) / "2" / "card.json").write_text("{}")
     with pytest.raises(IntegrityError):
         site_models.activate(settings, "2")
-    assert site_models.version_in_use(settings) == "1.1.1"
+    assert site_models.version_in_use(settings) == "1.2.0"
 
 
 def test_a_pinned_model_is_not_silently_kept(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"inference\.model pins 1\.1\.1") as refused:
-        site_models.activate(site(tmp_path, model="1.1.1"), "2")
+    with pytest.raises(ConfigError, match=r"inference\.model pins 1\.2\.0") as refused:
+        site_models.activate(site(tmp_path, model="1.2.0"), "2")
     assert refused.value.code == "model-pinned"
 
 
@@ -108,6 +108,6 @@ def test_a_running_worker_stops_rather_than_load_an_altered_model(
     site_models.install(settings, published(tmp_path / "made", "3"))
     site_models.activate(settings, "3")
     signature = site_models.own_folder(settings) / "3" / "signature"
-    shutil.copy(site_models.own_folder(settings) / "1.1.1" / "signature", signature)
+    shutil.copy(site_models.own_folder(settings) / "1.2.0" / "signature", signature)
     with pytest.raises(IntegrityError):
         serving.run_once()

@@ -61,15 +61,15 @@ def test_a_candidate_answers_after_acceptance_and_activation_and_one_command_tak
     received.evaluated("2")
     received.accept("2", "Dr. A")
     assert received.state("2") == "accepted"
-    assert site_models.version_in_use(settings) == "1.1.1"
+    assert site_models.version_in_use(settings) == "1.2.0"
     received.activate("2")
     assert received.state("2") == "active"
     assert site_models.site_card(settings) == received.card("2")
     with pytest.raises(ConfigError, match="active already"):
         received.activate("2")
 
-    assert received.roll_back() == ("2", "1.1.1")
-    assert site_models.site_card(settings).version == "1.1.1"
+    assert received.roll_back() == ("2", "1.2.0")
+    assert site_models.site_card(settings).version == "1.2.0"
     assert received.state("2") == "received"
     with pytest.raises(ConfigError) as nothing:
         received.roll_back()
@@ -114,7 +114,7 @@ def test_an_altered_candidate_is_not_received_and_one_altered_later_not_used(
     for act in (candidates.card, candidates.weights, candidates.activate):
         with pytest.raises(IntegrityError):
             act("2")
-    assert site_models.version_in_use(settings) == "1.1.1"
+    assert site_models.version_in_use(settings) == "1.2.0"
 
 
 def test_only_the_pinned_publisher_makes_candidates(database: Database, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_another_model_installed_under_the_same_version_stops_the_activation(
     received.accept("2", "Dr. A")
     with pytest.raises(IntegrityError, match="another model is installed as 2"):
         received.activate("2")
-    assert site_models.version_in_use(settings) == "1.1.1"
+    assert site_models.version_in_use(settings) == "1.2.0"
 
 
 def test_a_party_on_this_machine_gets_the_weights(received: Candidates, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_command_that_dies_half_way_is_completed_by_repeating_it(
     monkeypatch.setattr(room, "reach", die)
     with pytest.raises(KeyboardInterrupt):
         received.activate("2")
-    assert site_models.version_in_use(settings) == "1.1.1"
+    assert site_models.version_in_use(settings) == "1.2.0"
     with pytest.raises(ConfigError):
         received.roll_back()
     monkeypatch.setattr(room, "reach", lambda place: None)
@@ -187,13 +187,13 @@ def test_a_command_that_dies_half_way_is_completed_by_repeating_it(
     with pytest.raises(KeyboardInterrupt):
         received.roll_back()
     monkeypatch.setattr(room, "reach", lambda place: None)
-    assert received.roll_back() == ("2", "1.1.1")
+    assert received.roll_back() == ("2", "1.2.0")
     assert [what for what, _ in trail(database)][2:] == ["model-activated"] * 2 + ["model-rolled-back"] * 2
 
 
 def test_a_pinned_model_in_the_settings_is_named(database: Database, tmp_path: Path) -> None:
     settings = consortium.site(tmp_path)
-    pinned = settings.model_copy(update={"inference": settings.inference.model_copy(update={"model": "1.1.1"})})
+    pinned = settings.model_copy(update={"inference": settings.inference.model_copy(update={"model": "1.2.0"})})
     found = Candidates(pinned, database)
     found.receive(consortium.publish(tmp_path / "made", "2"))
     found.accept("2", "policy")
