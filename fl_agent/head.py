@@ -90,8 +90,7 @@ def of_quarters(pooled: NDArray[np.floating], matrix: Array, trunk: Trunk) -> Ar
     ndarray of float64, shape (images, 4, 3)
         Row by row; over quarters they add up to 0.
     """
-    count = trunk.setup.regions**2
-    owner = np.concatenate([np.repeat(np.arange(count), width // count) for width in trunk.widths])
+    count, owner = trunk.setup.regions**2, trunk.owners
     each = np.stack([pooled[:, owner == number] @ matrix[:, owner == number].T for number in range(count)], axis=1)
     # A quarter's channels count four times at its positions, and not at all at the others.
     found: Array = count * (each - each.mean(1, keepdims=True))

@@ -193,6 +193,12 @@ class Trunk:
         return sum(self.widths)
 
     @property
+    def owners(self) -> NDArray[np.int64]:
+        """The region that each channel sees, row by row from 0, shape (channels,)."""
+        count = self.setup.regions**2
+        return np.concatenate([np.repeat(np.arange(count), width // count) for width in self.widths])
+
+    @property
     def identity(self) -> str:
         """What features depend on besides the image, as text."""
         return "\n".join([self.sha256, *self.setup.taps, str(self.setup.side), str(self.setup.regions)])
