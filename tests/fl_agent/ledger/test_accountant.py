@@ -15,7 +15,7 @@ from dp_accounting.rdp import RdpAccountant
 
 from fl_agent.ledger.accountant import LIFELONG_ORDERS, Loss, loss, total
 from fl_agent.ledger.mechanisms import read
-from fl_agent.secagg.accounting import ORDERS, SummedNoise, epsilon
+from fl_agent.secagg.accounting import ORDERS, SummedNoise, epsilon, rounding_gap
 from secure_infer.card import Bound, Distributed, Mechanism
 from tests.fl_agent.ledger.site import training
 
@@ -113,7 +113,9 @@ def test_without_sampling_the_discrete_gaussian_is_nearly_the_continuous_one(dev
 def test_one_mechanism_of_another_kind_is_enough_to_need_the_general_bound() -> None:
     plain, sampled = loss(sgd(1.0, 10.0, 20)), loss(sgd(0.1, 3.0, 5))
     bound, coarse = loss(Bound(name="other", patients=1, epsilon=0.2)), loss(summed(variance=1, steps=1))
-    assert math.isfinite(total([plain, plain]).mu_squared)
+    twice = total([plain, plain])
+    assert twice.planned(DELTA) == pytest.approx(loss(sgd(1.0, 10.0, 40)).planned(DELTA), rel=1e-12)
+    assert twice.planned(DELTA) < replace(twice, mu_squared=math.inf).planned(DELTA)
     for other in (sampled, bound, coarse):
         assert total([plain, other]).mu_squared == math.inf
         assert total([plain, other]).planned(DELTA) > plain.planned(DELTA)
@@ -123,6 +125,9 @@ def test_summed_noise_is_accounted_as_secure_aggregation_does_and_alone_it_is_we
     mechanism = summed()
     noise = SummedNoise(mechanism.variance, 3, 4000, mechanism.sensitivity_squared, 0.1)
     assert loss(mechanism).planned(DELTA) == pytest.approx(epsilon(noise, 100, DELTA), rel=1e-12)
+    assert loss(mechanism, alone=True).factor == pytest.approx(
+        100 * 4000 * rounding_gap(), rel=1e-9, abs=0
+    )  # one draw is no sum
     single = SummedNoise(mechanism.variance, 1, 4000, mechanism.sensitivity_squared, 0.1)
     assert loss(mechanism, alone=True).planned(DELTA) == pytest.approx(epsilon(single, 100, DELTA), rel=1e-12)
     assert loss(mechanism, alone=True).planned(DELTA) > loss(mechanism).planned(DELTA)

@@ -45,6 +45,12 @@ def test_epsilon_keeps_to_delta_and_no_less_would(mu_squared: float, log_delta: 
         assert log_delta_of(0.999 * found, mu) > log_delta
 
 
+@pytest.mark.parametrize("mu", [1e-6, 1e-10, 1e-17])
+def test_a_delta_that_rounding_would_hide_is_rounded_up(mu: float) -> None:
+    exact = mu / math.sqrt(2 * math.pi)  # at ε = 0, for small μ: what two bells beside each other do not share
+    assert math.log(exact) - 1e-6 <= log_delta_of(0.0, mu) <= math.log(0.5) + mu
+
+
 def test_nothing_costs_nothing_and_what_is_no_gaussian_cannot_be_told() -> None:
     assert gaussian_epsilon(0.0, -10.0) == 0.0
     assert gaussian_epsilon(math.inf, -10.0) == math.inf
