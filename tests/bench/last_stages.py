@@ -56,7 +56,7 @@ def _batches(count: int) -> list[tuple[int, int]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     recipe = PLAN.recipe
-    parser.add_argument("--cut", default="block13", help="the last public stage")
+    parser.add_argument("--cut", default="block15", help="the last public stage")
     parser.add_argument("--steps", type=int, default=recipe.steps)
     parser.add_argument("--sampling", type=float, default=recipe.sampling_rate)
     parser.add_argument("--clip", type=float, default=recipe.clip)
