@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from dicom_node.core.errors import ConfigError, ProtocolError
+from fl_agent.accounting import descent_of, noise_for
 from fl_agent.figures import auc
+from fl_agent.head import RECIPE
 from fl_agent.learning import metrics, server
 from fl_agent.learning.plan import Plan
 from fl_agent.learning.propose import assumed_honest
@@ -151,3 +154,12 @@ def test_the_best_round_is_the_one_whose_weights_had_the_least_noised_loss() -> 
     bias = server.published(agreed, training)["head.bias"]
     assert not np.array_equal(bias, server.published(agreed.model_copy(update={"descent": agreed.descent.model_copy(
         update={"published": "last"})}), training)["head.bias"])  # fmt: skip
+
+
+@pytest.mark.parametrize("budget", [1.0, 3.0, 8.0])
+def test_hospitals_together_need_no_more_noise_than_one_pooled_set(budget: float) -> None:
+    agreed = plan("distributed", epsilon=budget, rounds=120, options={"metrics_weight": 0.0, "centre_noise": None})
+    patients = sum(one.patients for one in agreed.members)
+    recipe = replace(RECIPE, steps=120)
+    pooled = noise_for(budget, agreed.delta, descent_of("head", "training patients", patients, recipe))
+    assert 0.97 * pooled.noise_multiplier < agreed.descent.noise_multiplier <= 1.002 * pooled.noise_multiplier
