@@ -176,3 +176,9 @@ def test_last_stages_learn_from_what_leaves_the_cut() -> None:
     whole = replace(drawn, features=images)
     said = last_stages.stages("block15", Recipe(10, 1.0, 1.0, 0.5, 0.9), None)(whole, whole)
     assert (said.argmax(1) == whole.films.labels).mean() > 0.9
+    # What is evaluated is the mean of the last iterates, not the last one.
+    mean, last = (
+        last_stages.stages("block15", Recipe(2, 1.0, 1.0, 0.5, 0.0, averaged=share), None)(whole, whole)
+        for share in (1.0, 0.5)
+    )
+    assert np.abs(mean).max() < 0.9 * np.abs(last).max()
